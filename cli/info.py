@@ -1,0 +1,39 @@
+"""`mcodec info`: what became of each tensor of a container."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from modelcodec.cli import options
+from modelcodec.cli.jobs import each
+from modelcodec.cli.options import Voice
+from modelcodec.cli.report import as_json, print_json
+
+
+@click.command(short_help="Show what became of each tensor.")
+@options.files
+@click.option("--no-floor", is_flag=True, help="Leave out the floor, for which the whole file is decoded.")
+@options.json
+def info(files: tuple[str, ...], no_floor: bool, json: bool) -> int:
+    """Show, for each tensor of each FILE or FOLDER, its plan and its bytes before and after, and totals by dtype.
+
+    \b
+    bits   bits a weight, after
+    floor  entropy of order 0, in bits a weight: what coders of single exponents aim at
+    ratio  after / before
+    """
+
+    def work(path: str) -> None:
+        from modelcodec import api
+
+        report = api.inspect(path, floors=not no_floor)
+        if json:
+            print_json(as_json(report, tensors=True) | {"source": path})
+            return
+        from modelcodec.cli.table import print_table
+
+        print_table(report, sys.stdout)
+
+    return each(files, work, Voice(quiet=False, verbose=False, json=json), kernels=not no_floor)

@@ -1,0 +1,641 @@
+"""Our own container: a valid safetensors file whose tensors are frames (docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from modelcodec import frame as frames
+from modelcodec.errors import CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
+from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
+from modelcodec.limits import LIMITS
+from modelcodec.stage import FrameContext, Shared
+from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, Extent, TensorSpec, View
+from modelcodec.wire import Reader, byte_string, varint
+
+VERSION = (0, 2)
+"""The highest format version that this reads; what it writes is the lowest that fits."""
+DIRECTORY = OWN_PREFIX + "directory"
+SKELETON = OWN_PREFIX + "skeleton"
+VIEWS = OWN_PREFIX + "views"
+
+TENSOR_ROLE, SKELETON_ROLE, VIEWS_ROLE = 0, 1, 2
+ORDINARY, CODED, SAME, CODED_SHARED = 0, 1, 2, 3
+SINCE = {ORDINARY: (0, 1), CODED: (0, 1), SAME: (0, 1), CODED_SHARED: (0, 2)}
+"""kind -> first format version with it"""
+MOST_GROUP_FRAMES = 8
+"""Frames that share a part: it bounds what an edit inside a tensor sends again."""
+KEPT_SHARED = 16
+"""Decoded shared parts that are kept at a time, at most 1 MiB each and what a stage makes of it."""
+SHARED_NUMBER = 1 << 32
+"""Number, for the seal, of the first group's shared part."""
+ALIGNMENT = 8
+SHA256 = 1
+MOST_BYTES = (1 << 63) - 1
+
+
+def full_frame_words(dtype: DType, row_words: int = 0) -> int:
+    """Words of a full frame: 1 MiB, less what would split a block, or a row where rows are shorter than a frame."""
+    words = LIMITS.frame_bytes // dtype.word
+    unit = row_words if 0 < row_words <= words and row_words % dtype.block == 0 else dtype.block
+    return words // unit * unit
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A directory entry. `start` and `size` say where its bytes lie in the container.
+
+    Coded frames lie one after the other: `frame_starts` and `frame_ends` (u8) count from `start`. `shared` has, for each group of `group_frames` frames, the
+    start, end and
+    decoded size of its shared part (size 0: none); it is empty where the entry has no groups.
+    """
+
+    name: str
+    role: int
+    kind: int
+    spec: TensorSpec
+    gap: int
+    digest: int
+    start: int
+    size: int
+    frame_words: int
+    frame_starts: Array
+    frame_ends: Array
+    group_frames: int
+    shared: tuple[tuple[int, int, int], ...]
+    frame_digests: Array
+    same: int
+
+    @property
+    def coded(self) -> bool:
+        return self.kind in (CODED, CODED_SHARED)
+
+    @property
+    def n_frames(self) -> int:
+        return -(-self.spec.n_words // self.frame_words)
+
+    def words_of(self, number: int) -> int:
+        return min(self.frame_words, self.spec.n_words - number * self.frame_words)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Where a coded frame's bytes lie in the container."""
+        return self.start + int(self.frame_starts[number]), self.start + int(self.frame_ends[number])
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What the writer is told of an entry before its bytes are known."""
+
+    name: str
+    role: int
+    spec: TensorSpec
+    gap: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGroup:
+    """Up to 8 frames, and the part that they share, `shared_size` bytes long when decoded."""
+
+    frames: tuple[frames.EncodedFrame, ...]
+    shared: frames.EncodedFrame | None = None
+    shared_size: int = 0
+
+
+class Writer:
+    """Writes a container front to back: all entries' bytes first, then header and directory into the place before them.
+
+    The place is exact when `file` is given late (`payload` in memory) and an upper bound otherwise: header and directory stand first but are known last.
+    Which of the
+    two it is depends on the source's size alone, so that the output does.
+    """
+
+    def __init__(self, file: BinaryIO, items: Sequence[Item], metadata: Mapping[str, str], *, reserve: bool) -> None:
+        self.file = file
+        self.items = items
+        self.metadata = metadata
+        self.base = self._bound() if reserve else 0
+        self.position = self.base
+        self.spans: list[tuple[int, int]] = []
+        self.rows: list[bytes] = []
+        self.kinds: list[int] = []
+        self.digests: list[int] = []
+        file.seek(self.base)
+
+    def ordinary(self, pieces: Iterable[Any], digests: Sequence[int]) -> None:
+        """The next entry as it was, in pieces of a frame each."""
+        start = self.position
+        for piece in pieces:
+            self._put(piece)
+        self._finish(ORDINARY, start, b"".join(d.to_bytes(8, "little") for d in digests), digests)
+
+    def same(self, index: int) -> None:
+        """The next entry has the bytes of an earlier one."""
+        self._finish(SAME, self.position, varint(index), (), digest=self.digests[index])
+
+    def coded(self, frame_words: int, encoded: Iterable[EncodedGroup]) -> None:
+        """The next entry as groups of frames."""
+        start, sizes, digests, shared = self.position, bytearray(), [], False
+        plain = bytearray()
+        for group in encoded:
+            sizes += varint(group.shared_size)
+            if group.shared:
+                shared = True
+                self._put_frame(group.shared, sizes)
+            for frame in group.frames:
+                self._put_frame(frame, sizes)
+                plain += varint(frame.n_bytes)
+                digests.append(frame.digest)
+        self._put(bytes(-self.position % ALIGNMENT))
+        row = varint(MOST_GROUP_FRAMES) + bytes(sizes) if shared else bytes(plain)
+        self._finish(CODED_SHARED if shared else CODED, start, varint(frame_words) + row, digests)
+
+    def _put_frame(self, frame: frames.EncodedFrame, sizes: bytearray) -> None:
+        for piece in frame.pieces:
+            self._put(piece)
+        sizes += varint(frame.n_bytes)
+
+    def take_back(self) -> None:
+        """Undo the last entry: it came out larger than its tensor."""
+        self.position = self.spans.pop()[0]
+        self.file.seek(self.position)
+        self.file.truncate()
+        for column in (self.rows, self.kinds, self.digests):
+            column.pop()
+
+    def last_size(self) -> int:
+        start, end = self.spans[-1]
+        return end - start
+
+    def identity(self) -> bytes:
+        counted = [d.to_bytes(8, "little") for d, item in zip(self.digests, self.items, strict=True) if item.role != VIEWS_ROLE]
+        return xxhash.xxh3_128_intdigest(b"".join(counted)).to_bytes(16, "little")
+
+    def prefix(self, source_size: int, source_format: str, tail: int, sha256: bytes | None) -> bytes:
+        """Header and directory, to be written at the file's start (exactly `base` bytes where a place was reserved)."""
+        head = bytes([SHA256 if sha256 else 0]) + (sha256 or b"") + self.identity() + varint(source_size) + bytes([FORMAT_IDS[source_format]])
+        body = head + varint(len(self.rows)) + b"".join(self.rows) + varint(tail)
+        n_directory = 16 + len(body) + -(16 + len(body)) % ALIGNMENT
+        if self.base:
+            header_room = self._header_bound()
+            n_directory = self.base - 8 - header_room
+            header = self._header(n_directory).ljust(header_room)
+        else:
+            header = self._header(n_directory)
+            header = header.ljust(len(header) + -len(header) % ALIGNMENT)
+        opening = len(header).to_bytes(8, "little") + header
+        body = body.ljust(n_directory - 16, b"\0")
+        return opening + frames.digest_of(opening).to_bytes(8, "little") + frames.digest_of(body).to_bytes(8, "little") + body
+
+    def _put(self, piece: Any) -> None:
+        if len(piece):
+            self.file.write(piece)
+            self.position += len(piece)
+
+    def _finish(self, kind: int, start: int, row: bytes, digests: Sequence[int], digest: int | None = None) -> None:
+        item = self.items[len(self.rows)]
+        if digest is None:
+            digest = frames.digest_of(b"".join(d.to_bytes(8, "little") for d in digests))
+        shape = varint(len(item.spec.shape)) + b"".join(map(varint, item.spec.shape))
+        gap = varint(item.gap) if item.role == TENSOR_ROLE else b""
+        self.rows.append(bytes([item.role, kind, item.spec.dtype.id]) + shape + gap + digest.to_bytes(8, "little") + row)
+        self.kinds.append(kind)
+        self.digests.append(digest)
+        self.spans.append((start, self.position))
+
+    def _version(self) -> tuple[int, int]:
+        """The lowest that has all that was written."""
+        return max(SINCE[kind] for kind in self.kinds)
+
+    def _header(self, n_directory: int) -> bytes:
+        rows: dict[str, Any] = {"__metadata__": {**self.metadata, MARKER: "{}.{}".format(*self._version())}, DIRECTORY: _row("U8", (n_directory,), 0,
+        n_directory)}
+        for item, kind, (start, end) in zip(self.items, self.kinds, self.spans, strict=True):
+            start, end = start - self.base + n_directory, end - self.base + n_directory
+            if kind == ORDINARY and item.spec.dtype.in_safetensors:
+                rows[item.name] = _row(item.spec.dtype.name, item.spec.shape, start, end)
+            else:
+                rows[item.name] = _row("U8", (end - start,), start, end)
+        return _json(rows)
+
+    def _header_bound(self) -> int:
+        most = 10 * 2**40  # offsets of any file there is have at most this many digits
+        rows: dict[str, Any] = {"__metadata__": {**self.metadata, MARKER: "{}.{}".format(*VERSION)}, DIRECTORY: _row("U8", (most,), 0, most)}
+        for item in self.items:
+            longer = max((item.spec.shape, (most,)), key=lambda shape: len(str(shape)))
+            rows[item.name] = _row("F8_E4M3FNUZ", longer, most, most)
+        size = len(_json(rows))
+        return size + -size % ALIGNMENT
+
+    def _bound(self) -> int:
+        """An upper bound of header and directory: every frame's length in 4 bytes or its digest in 8."""
+        directory = 128
+        for item in self.items:
+            directory += 64 + 9 * len(item.spec.shape) + 9 * (-(-item.spec.n_bytes // (LIMITS.frame_bytes // 2)) + 1)
+        return 8 + self._header_bound() + directory + -directory % ALIGNMENT
+
+
+def _row(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def _json(rows: Mapping[str, Any]) -> bytes:
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def views_bytes(checkpoint: Checkpoint, first_entry: int) -> bytes:
+    """The decoded views entry; `first_entry` is the directory index of extent 0."""
+    out = [varint(len(checkpoint.views))]
+    for view in checkpoint.views:
+        spec = view.spec
+        out += [byte_string(spec.name.encode()), bytes([spec.dtype.id]), varint(len(spec.shape)), *map(varint, spec.shape), *map(varint, view.strides)]
+        out += [varint(view.extent + first_entry), varint(view.first)]
+    return b"".join(out)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Container:
+    """A parsed container over an untrusted buffer (a mapped file or bytes).
+
+    Everything here has been checked against the buffer's size; frames are not read yet.
+    """
+
+    buffer: memoryview
+    where: str
+    metadata: Mapping[str, str]
+    entries: tuple[Entry, ...]
+    source_format: str
+    source_size: int
+    sha256: bytes | None
+    tail: int
+    _kept: dict[int, Shared] = field(default_factory=dict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def skeleton(self) -> Entry:
+        return self.entries[0]
+
+    @property
+    def tensors(self) -> tuple[Entry, ...]:
+        return tuple(e for e in self.entries if e.role == TENSOR_ROLE)
+
+    def resolve(self, entry: Entry) -> Entry:
+        """The entry that holds the bytes."""
+        return self.entries[entry.same] if entry.kind == SAME else entry
+
+    def decode_frame(self, entry: Entry, number: int, out: Array) -> int:
+        """Decode a frame of an ordinary or coded entry into `out` (u1, u2, u4 or u8 words); returns its digest."""
+        if entry.coded:
+            start, end = entry.span(number)
+            context = self._context(entry, number)
+            return frames.decode(self.buffer[start:end], number, out, f"{self.where}: {entry.name}, frame {number} at byte {start}", context)
+        start = entry.start + number * entry.frame_words * entry.spec.dtype.word
+        piece = frames.as_bytes(self.buffer[start : start + out.nbytes])
+        out.view(np.uint8)[:] = piece
+        digest = int(entry.frame_digests[number])
+        if frames.CHECK_DIGESTS and frames.digest_of(out) != digest:
+            raise CorruptFile(f"{self.where}: {entry.name}, byte {start}: the digest of the stored bytes does not match; the file is damaged, fetch it again")
+        return digest
+
+    def _context(self, entry: Entry, number: int) -> FrameContext | None:
+        """What a frame of an entry with shared parts may know."""
+        if not entry.shared:
+            return None
+        group = number // entry.group_frames
+        start, end, size = entry.shared[group]
+        if not size:
+            return None
+        shared = self._shared(entry.start + start, entry.start + end, size, group, entry.name)
+        return FrameContext(entry.spec, number % entry.group_frames * entry.frame_words, entry.words_of(number), shared)
+
+    def _shared(self, start: int, end: int, size: int, group: int, name: str) -> Shared:
+        """A group's shared part, decoded once and kept for the group's other frames."""
+        kept = self._kept.get(start)
+        if kept is None:
+            out = np.empty(size, np.uint8)
+            frames.decode(self.buffer[start:end], SHARED_NUMBER + group, out, f"{self.where}: {name}, shared part at byte {start}")
+            kept = Shared(out.tobytes())
+            with self._lock:
+                if len(self._kept) >= KEPT_SHARED:
+                    self._kept.pop(next(iter(self._kept)), None)
+                self._kept[start] = kept
+        return kept
+
+    def frame_head(self, entry: Entry, number: int) -> frames.Head:
+        start, end = entry.span(number)
+        where = f"{self.where}: {entry.name}, frame {number} at byte {start}"
+        return frames.read_head(self.buffer[start:end], number, entry.spec.dtype.word, entry.words_of(number), where)
+
+    def decode_entry(self, entry: Entry) -> bytes:
+        """All bytes of a small entry (skeleton, views)."""
+        if entry.spec.n_bytes > LIMITS.skeleton_bytes:
+            raise LimitExceeded(f"{self.where}: {entry.name} claims {entry.spec.n_bytes} bytes, at most {LIMITS.skeleton_bytes} are taken")
+        source, pieces, digests = self.resolve(entry), [], []
+        for number in range(source.n_frames):
+            out = np.empty(source.words_of(number) * source.spec.dtype.word, np.uint8)
+            digests.append(self.decode_frame(source, number, out.view(frames.WORD[source.spec.dtype.word])))
+            pieces.append(out)
+        check_tensor_digest(entry, digests, self.where)
+        return b"".join(pieces)
+
+    def views(self) -> tuple[View, ...]:
+        """The named tensors on the entries; empty where each entry is a tensor itself. Checked to lie inside their entries."""
+        for entry in self.entries:
+            if entry.role == VIEWS_ROLE:
+                return _read_views(self.decode_entry(entry), self.entries, self.where)
+        return ()
+
+
+def check_tensor_digest(entry: Entry, digests: Iterable[int], where: str) -> None:
+    if frames.CHECK_DIGESTS and entry.digest != frames.digest_of(b"".join(d.to_bytes(8, "little") for d in digests)):
+        raise CorruptFile(f"{where}: {entry.name}: the tensor's digest does not match its frames'; the file is damaged, fetch it again")
+
+
+def is_container(buffer: memoryview) -> bool:
+    """Whether the buffer starts like a container: a safetensors header with the marker or the directory. Cheap; says nothing about its health."""
+    if len(buffer) < 8:
+        return False
+    size = int.from_bytes(buffer[:8], "little")
+    if size > LIMITS.header_bytes:
+        return False
+    header = bytes(buffer[8 : 8 + size])
+    return b'"' + MARKER.encode() + b'"' in header or OWN_PREFIX.encode() in header
+
+
+def read(buffer: memoryview, where: str) -> Container:
+    """Parse header and directory of an untrusted container. Raises TruncatedFile, CorruptFile, UnsupportedFile, LimitExceeded."""
+    outer = Reader(buffer, where, short=TruncatedFile)
+    n_header = outer.uint(8)
+    if n_header > LIMITS.header_bytes:
+        raise UnsupportedFile(f"{where}: not a modelcodec file (a safetensors header of {n_header} bytes is not possible)")
+    header_bytes = outer.take(n_header)
+    data = outer.position
+    metadata, rows = _read_header(bytes(header_bytes), where)
+    for name, _, _, end in rows:
+        if end > len(buffer) - data:
+            raise TruncatedFile(f"{where}: {name} ends at byte {data + end}, the file at {len(buffer)}; fetch the rest of the file")
+    if rows[-1][3] != len(buffer) - data:
+        raise CorruptFile(f"{where}: {len(buffer) - data - rows[-1][3]} bytes follow the last entry; the file is damaged, fetch it again")
+    directory = buffer[data : data + rows[0][3]]
+    return _read_directory(directory, buffer, data, metadata, rows[1:], where)
+
+
+_Row = tuple[str, str, tuple[int, ...], int]
+
+
+def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]:
+    """The JSON header: metadata, and (name, dtype, shape, end) in the order of the data, the directory first, without holes."""
+
+    def corrupt(fact: str) -> CorruptFile:
+        return CorruptFile(f"{where}: header: {fact}; the file is damaged, fetch it again")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise corrupt("a name stands twice")
+        return table
+
+    try:
+        table = json.loads(header, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        raise UnsupportedFile(f"{where}: not a modelcodec file (its start is no safetensors header), or damaged") from None
+    if not header.rstrip(b" ").endswith(b"}") or (8 + len(header)) % ALIGNMENT:
+        raise corrupt("its padding is not spaces up to a multiple of 8")
+    if not isinstance(table, dict):
+        raise UnsupportedFile(f"{where}: not a modelcodec file (its start is no safetensors header)")
+    metadata = table.pop("__metadata__", {})
+    marked = isinstance(metadata, dict) and MARKER in metadata
+    if not marked and DIRECTORY not in table:
+        raise UnsupportedFile(f"{where}: a safetensors file, but not one that modelcodec wrote")
+    if not marked or DIRECTORY not in table:
+        raise corrupt("a marker without directory, or a directory without marker")
+    if not all(isinstance(v, str) for v in metadata.values()):
+        raise corrupt("metadata are not strings")
+    _check_version(metadata.pop(MARKER), where)
+    rows, at = [], 0
+    for name, row in table.items():
+        start, end = _offsets(row, corrupt)
+        shape, dtype = row.get("shape"), row.get("dtype")
+        if start != at or end < start or set(row) != {"dtype", "shape", "data_offsets"} or not isinstance(dtype, str):
+            raise corrupt(f"the entry {name!r} leaves a hole, overlaps another, or is malformed")
+        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= MOST_BYTES for d in shape):
+            raise corrupt(f"the shape of {name!r} is malformed")
+        rows.append((name, dtype, tuple(shape), end))
+        at = end
+    if rows[0][:3] != (DIRECTORY, "U8", (rows[0][3],)) or (8 + len(header) + rows[0][3]) % ALIGNMENT:
+        raise corrupt("the directory does not stand first, or is no U8 padded to a multiple of 8")
+    return metadata, rows
+
+
+def _offsets(row: Any, corrupt: Any) -> tuple[int, int]:
+    offsets = row.get("data_offsets") if isinstance(row, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and 0 <= o <= MOST_BYTES for o in offsets):
+        raise corrupt("an entry is malformed")
+    return offsets[0], offsets[1]
+
+
+def _check_version(text: str, where: str) -> None:
+    major, dot, minor = text.partition(".")
+    numbers = [text for text in (major, minor) if text.isascii() and text.isdecimal() and len(text) <= 4 and (text == "0" or text[0] != "0")]
+    if not dot or len(numbers) < 2:
+        raise CorruptFile(f"{where}: the format version {text[:20]!r} is none; the file is damaged, fetch it again")
+    if int(major) != VERSION[0] or int(minor) > VERSION[1]:
+        raise UnsupportedFile(f"{where}: format version {text}, this modelcodec reads up to {VERSION[0]}.{VERSION[1]}; update modelcodec")
+
+
+def _read_directory(directory: memoryview, buffer: memoryview, data: int, metadata: Mapping[str, str], rows: list[_Row], where: str) -> Container:
+    reader = Reader(directory, f"{where}: directory")
+    header_digest, own_digest = reader.uint(8), reader.uint(8)
+    if frames.CHECK_DIGESTS:
+        if header_digest != frames.digest_of(buffer[:data]):
+            raise reader.corrupt("the header's digest does not match")
+        if own_digest != frames.digest_of(directory[16:]):
+            raise reader.corrupt("the directory's digest does not match")
+    flags = reader.u8()
+    if flags & ~SHA256:
+        raise UnsupportedFile(f"{where}: directory flags {flags:#x} are not known; update modelcodec")
+    sha256 = bytes(reader.take(32)) if flags & SHA256 else None
+    identity = bytes(reader.take(16))
+    source_size = reader.varint()
+    format_id = reader.u8()
+    names = {number: name for name, number in FORMAT_IDS.items()}
+    if format_id not in names:
+        raise UnsupportedFile(f"{where}: source format {format_id} is not known; update modelcodec")
+    if reader.varint(LIMITS.entries) != len(rows):
+        raise reader.corrupt("the directory has not as many entries as the header")
+    entries: list[Entry] = []
+    start = data + len(directory)
+    for name, dtype, shape, end in rows:
+        entry = _read_entry(reader, entries, name, start, data + end - start)
+        _match_header(entry, dtype, shape, reader)
+        entries.append(entry)
+        start = data + end
+    tail = reader.varint()
+    reader.zeros()
+    _check_roles(entries, tail, source_size, reader)
+    counted = b"".join(e.digest.to_bytes(8, "little") for e in entries if e.role != VIEWS_ROLE)
+    if frames.CHECK_DIGESTS and identity != xxhash.xxh3_128_intdigest(counted).to_bytes(16, "little"):
+        raise reader.corrupt("the identity does not match the tensors' digests")
+    _check_padding(entries, buffer, reader)
+    return Container(buffer, where, metadata, tuple(entries), names[format_id], source_size, sha256, tail)
+
+
+def _read_entry(reader: Reader, earlier: Sequence[Entry], name: str, start: int, size: int) -> Entry:
+    role, kind = reader.u8(), reader.u8()
+    if role > VIEWS_ROLE or kind > CODED_SHARED:
+        raise reader.corrupt(f"{name!r} has role {role} and kind {kind}")
+    dtype = DTYPE_BY_ID.get(reader.u8())
+    if dtype is None:
+        raise UnsupportedFile(f"{name!r} has a dtype that this version does not know; update modelcodec")
+    shape = tuple(reader.varint() for _ in range(reader.varint(LIMITS.dimensions)))
+    spec = TensorSpec(name, dtype, shape)
+    n_bytes = _bytes_of(spec, reader)
+    gap = reader.varint() if role == TENSOR_ROLE else 0
+    digest = reader.uint(8)
+    if kind == ORDINARY:
+        if size != n_bytes:
+            raise reader.corrupt(f"{name!r} has {size} bytes, its shape asks for {n_bytes}")
+        frame_words = full_frame_words(dtype)
+        digests = np.frombuffer(bytes(reader.take(8 * -(-spec.n_words // frame_words))), "<u8")
+        return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, _NOTHING, _NOTHING, 0, (), digests, 0)
+    if kind == SAME:
+        same = reader.varint()
+        if same >= len(earlier) or earlier[same].kind == SAME or earlier[same].spec.n_bytes != n_bytes or earlier[same].digest != digest or size:
+            raise reader.corrupt(f"{name!r} stands for another entry that it cannot be the same as")
+        return Entry(name, role, kind, spec, gap, digest, start, 0, full_frame_words(dtype), _NOTHING, _NOTHING, 0, (), _NOTHING, same)
+    frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, size)
+    return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, _NOTHING, 0)
+
+
+_NOTHING: Array = np.empty(0, np.uint64)
+
+
+def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tuple[int, int, Array, Array, tuple[tuple[int, int, int], ...]]:
+    """Words a frame, frames a group, where each frame starts and ends, and the shared parts, of a coded entry."""
+    frame_words = reader.varint(full_frame_words(spec.dtype))
+    if frame_words == 0 or frame_words % spec.dtype.block:
+        raise reader.corrupt(f"{spec.name!r} has frames of {frame_words} words")
+    group_frames = reader.varint(MOST_GROUP_FRAMES) if kind == CODED_SHARED else 0
+    # Untrusted: a length takes at least a byte of the directory, which is there, so the lists cannot be larger than the file.
+    n_frames = -(-spec.n_words // frame_words)
+    if n_frames == 0 or n_frames > reader.remaining or (kind == CODED_SHARED and group_frames == 0):
+        raise reader.corrupt(f"{spec.name!r} claims {n_frames} frames")
+    starts, ends, shared, at = np.empty(n_frames, np.uint64), np.empty(n_frames, np.uint64), [], 0
+    for number in range(n_frames):
+        if group_frames and number % group_frames == 0:
+            n_shared = reader.varint(LIMITS.frame_bytes)
+            n_coded = reader.varint(size) if n_shared else 0
+            shared.append((at, at + n_coded, n_shared))
+            at += n_coded
+        starts[number] = at
+        at += reader.varint(size)
+        ends[number] = at
+        if at > size:
+            raise reader.corrupt(f"the frames of {spec.name!r} do not fit its {size} bytes")
+    if size - at >= ALIGNMENT:
+        raise reader.corrupt(f"the frames of {spec.name!r} do not fill its {size} bytes")
+    return frame_words, group_frames, starts, ends, tuple(shared)
+
+
+def _bytes_of(spec: TensorSpec, reader: Reader) -> int:
+    n = 1
+    for dimension in spec.shape:
+        n *= dimension or 1
+        if n > MOST_BYTES:
+            raise reader.corrupt(f"the shape of {spec.name!r} overflows")
+    try:
+        n_bytes = spec.n_bytes
+    except ValueError as error:
+        raise reader.corrupt(str(error)) from None
+    if n_bytes > MOST_BYTES:
+        raise reader.corrupt(f"the shape of {spec.name!r} overflows")
+    if n_bytes % (spec.dtype.word * (spec.dtype.block if spec.dtype.elements == 1 else 1)):
+        raise reader.corrupt(f"{spec.name!r} holds no whole number of words")
+    return n_bytes
+
+
+def _match_header(entry: Entry, dtype: str, shape: tuple[int, ...], reader: Reader) -> None:
+    """The envelope tells the same as the directory."""
+    as_itself = entry.kind == ORDINARY and entry.spec.dtype.in_safetensors
+    told = (entry.spec.dtype.name, entry.spec.shape) if as_itself else ("U8", (entry.size,))
+    if (dtype, shape) != told:
+        raise reader.corrupt(f"header and directory disagree on {entry.name!r}")
+
+
+def _check_roles(entries: Sequence[Entry], tail: int, source_size: int, reader: Reader) -> None:
+    """Skeleton first, views second if at all, and together the source's size."""
+    roles = [e.role for e in entries]
+    has_views = len(roles) > 1 and roles[1] == VIEWS_ROLE
+    if not roles or roles[0] != SKELETON_ROLE or any(r != TENSOR_ROLE for r in roles[2 if has_views else 1 :]):
+        raise reader.corrupt("the entries' roles are not skeleton, views, tensors")
+    for entry, name in zip(entries, (SKELETON, VIEWS), strict=False):
+        if entry.role != TENSOR_ROLE and (entry.name != name or entry.spec.dtype is not U8 or len(entry.spec.shape) != 1):
+            raise reader.corrupt(f"{entry.name!r} is no {name}")
+    if any(e.name.startswith(OWN_PREFIX) for e in entries if e.role == TENSOR_ROLE):
+        raise reader.corrupt("a tensor has a name of the codec's own")
+    literal = sum(e.gap for e in entries) + tail
+    tensors = sum(e.spec.n_bytes for e in entries if e.role == TENSOR_ROLE)
+    if literal != entries[0].spec.n_bytes or literal + tensors != source_size:
+        raise reader.corrupt("skeleton and tensors do not make up the source's size")
+
+
+def _check_padding(entries: Sequence[Entry], buffer: memoryview, reader: Reader) -> None:
+    for entry in entries:
+        if entry.coded and any(buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
+            raise reader.corrupt(f"the padding of {entry.name!r} is not zero")
+        if entry.coded and (entry.start + entry.size) % ALIGNMENT:
+            raise reader.corrupt(f"{entry.name!r} does not end at a multiple of {ALIGNMENT}")
+
+
+def _read_views(data: bytes, entries: Sequence[Entry], where: str) -> tuple[View, ...]:
+    reader = Reader(data, f"{where}: views")
+    n_views = reader.varint(LIMITS.views)
+    views = []
+    first = next((i for i, e in enumerate(entries) if e.role == TENSOR_ROLE), len(entries))
+    for _ in range(n_views):
+        name_bytes = bytes(reader.byte_string(LIMITS.header_bytes))
+        try:
+            name = name_bytes.decode()
+        except UnicodeDecodeError:
+            raise reader.corrupt("a name is not UTF-8") from None
+        dtype = DTYPE_BY_ID.get(reader.u8())
+        if dtype is None:
+            raise UnsupportedFile(f"{where}: view {name!r} has a dtype that this version does not know; update modelcodec")
+        n_dimensions = reader.varint(LIMITS.dimensions)
+        shape = tuple(reader.varint() for _ in range(n_dimensions))
+        strides = tuple(reader.varint() for _ in range(n_dimensions))
+        extent, start = reader.varint(), reader.varint()
+        if not first <= extent < len(entries) or dtype.elements > 1 or dtype.bits % 8:
+            raise reader.corrupt(f"the view {name!r} lies on no tensor")
+        last = start + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
+        _bytes_of(TensorSpec(name, dtype, shape), reader)
+        if 0 not in shape and (last + 1) * dtype.bits // 8 > entries[extent].spec.n_bytes:
+            raise reader.corrupt(f"the view {name!r} reaches past its storage")
+        views.append(View(TensorSpec(name, dtype, shape), extent - first, strides, start))
+    reader.end()
+    if not views or len({view.spec.name for view in views}) < len(views):
+        raise reader.corrupt("there are no views, or two have the same name")
+    return tuple(views)
+
+
+def checkpoint_of(container: Container) -> Checkpoint:
+    """The layout of the source that a container restores to."""
+    extents, at = [], 0
+    for entry in container.tensors:
+        at += entry.gap
+        extents.append(Extent(entry.spec, at))
+        at += entry.spec.n_bytes
+    return Checkpoint(container.source_format, tuple(extents), (), container.metadata)
+
+

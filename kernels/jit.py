@@ -1,0 +1,160 @@
+"""`kernel`: numba's njit with the settings of this project and a cache on disk that notices every edit of any kernel.
+
+numba's own cache looks at one source file only and would run old code after an edit of an imported one. Here compiled code lies in a folder whose name is a hash of all
+kernel sources, of the versions of numba and llvmlite, and of the processor that is compiled for. The folder is the user's own and private, since loading a compiled
+function unpickles it. Where no such folder can be had (read-only home), kernels work and are compiled anew in each process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import platform
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba import njit
+from numba.core import config
+from numba.core.caching import FunctionCache
+from numba.core.compiler import Flags, compile_internal
+from numba.extending import intrinsic
+
+from modelcodec.kernels import arms
+
+_FOLDERS_KEPT = 3
+
+
+def _user_cache() -> Path:
+    """The system's place for a user's cached files."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _key() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    settings = (
+        numba.__version__,
+        llvmlite.__version__,
+        sys.version_info[:2],
+        platform.machine(),
+        *arms.target(),
+        config.OPT,
+        config.BOUNDSCHECK,
+        config.ENABLE_AVX,
+    )
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:24]
+
+
+def _private(folder: Path) -> bool:
+    """Whether nobody else may write there: what lies in the cache is unpickled."""
+    if sys.platform == "win32":
+        return True
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _remove_old(home: Path, current: Path) -> None:
+    """Keep the newest few of our folders (other environments may use them), remove the rest."""
+    others = sorted((path for path in home.iterdir() if path.is_dir() and path != current), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[_FOLDERS_KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@cache
+def folder() -> Path | None:
+    """Where compiled kernels lie, made when missing; None where there can be no such folder."""
+    try:
+        home = _user_cache() / "modelcodec" / "kernels"
+        current = home / _key()
+        new = not current.is_dir()
+        home.parent.parent.mkdir(parents=True, exist_ok=True)
+        for path in (home.parent, home, current):
+            path.mkdir(mode=0o700, exist_ok=True)
+        if not _private(current) or not _private(home) or not os.access(current, os.W_OK):
+            return None
+        if new:
+            _remove_old(home, current)
+    except (OSError, RuntimeError):  # no permission, a full disk, no home at all
+        return None
+    return current
+
+
+def compiled() -> bool:
+    """Whether kernels of exactly these sources were compiled before; if not, the first call compiles for some seconds."""
+    home = folder()
+    return home is not None and any(home.rglob("*.nbi"))
+
+
+class _Cache(FunctionCache):
+    """numba's cache, except that a damaged or vanished file means compiling again and a full disk means not keeping."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever unpickling a damaged file raises
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # disk full, folder removed by a newer version, damaged index
+            return
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile on first use: no Python objects, no GIL, strict arithmetic, kept on disk. numba's settings for other code stay as they are."""
+    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+    home = folder()
+    if home is not None:
+        before = config.CACHE_DIR, getattr(config, "CACHE_LOCATOR_CLASSES", "")
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(home), ""
+        try:
+            dispatcher._cache = _Cache(function)
+        except (OSError, RuntimeError):  # vanished since it was found
+            pass
+        finally:
+            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+    return dispatcher
+
+
+inlined = njit(forceinline=True, nogil=True, error_model="numpy")
+"""For small parts of kernels: compiled for themselves, then put in the place of each call. Nest these only a level or two deep: each level is optimised again by the next."""
+
+
+def piece(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """For large parts of kernels, with their types: compiled straight into the kernel that calls them, so that however deep they nest all is optimised once."""
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+            library = context.active_code_library
+            made = library.__dict__.setdefault("modelcodec_pieces", {})
+            if function not in made:
+                flags = Flags()
+                flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+                flags.error_model = "numpy"
+                made[function] = compile_internal(context.typing_context, context, library, function, sig.args, sig.return_type, flags, {}).fndesc
+            return context.call_internal(builder, made[function], sig, values)
+
+        def definition(context: Any, *arguments: Any) -> Any:
+            return signature, generate
+
+        definition.__name__, definition.__doc__ = function.__name__, function.__doc__
+        names = ("context", *inspect.signature(function).parameters)  # numba cannot call intrinsics with *arguments, and asks this instead
+        definition.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])  # type: ignore[attr-defined]
+        return intrinsic(definition)
+
+    return wrap

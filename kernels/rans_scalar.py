@@ -1,0 +1,20 @@
+"""The arm without vector code: it leaves every round to the scalar code of `rans.py`."""
+
+from __future__ import annotations
+
+from numba import types
+from numba.types import int64
+
+from modelcodec.kernels.jit import piece
+
+
+@piece(types.UniTuple(int64, 3)(*(int64,) * 15))
+def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a, bits, groups, n_symbols, escape, work):
+    """Rounds that were decoded in each group, and the places after the units of A and B that were taken."""
+    return 0, payload, middle
+
+
+@piece(types.UniTuple(int64, 3)(*(int64,) * 15))
+def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work):
+    """Rounds that are left to code in each group, and the places after the units of A and B that were written; 0 where a word has no code."""
+    return whole, a, b

@@ -1,0 +1,341 @@
+"""The public functions. Names and behaviour follow safetensors where it has them."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from modelcodec.compression import Settings, compress_view
+from modelcodec.errors import BadRecipe
+from modelcodec.formats import MARKER, OWN_PREFIX, container, identify
+from modelcodec.formats.atomic import atomic_file, spool
+from modelcodec.formats.folder import FolderFile, plan_folder
+from modelcodec.formats.paths import inside
+from modelcodec.mapping import mapped
+from modelcodec.pool import thread_count
+from modelcodec.recipe import DEFAULT_LEVEL, LEVELS, Recipe
+from modelcodec.report import Report, TensorReport, weights_of
+from modelcodec.restoration import restore
+from modelcodec.tensor_file import Framework, TensorFile
+
+Source = str | Path | BinaryIO
+Destination = str | Path | BinaryIO | None
+Progress = Callable[[int, int], None]
+
+SUFFIX = ".mcodec"
+SAFETENSORS = ".safetensors"
+
+
+# ---- files and folders -------------------------------------------------------------------------------------------------------------
+
+
+def compress(
+    src: Source,
+    dst: Destination = None,
+    *,
+    level: int | None = None,
+    recipe: Recipe | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    sha256: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compress a checkpoint file, or every checkpoint of a folder; decoding gives the same bytes.
+
+    `src`: a path, or a binary file object (read to its end). `dst`: a path, a binary file object, or None for `model.mcodec.safetensors` beside
+    `model.safetensors`, `NAME.mcodec` beside any other file or folder. In a folder every file keeps its name; files without tensors are copied.
+    `level`: 1 (fast), 5 (default) or 9 (small). `verify`: decode each frame again and compare before it is kept. `sha256`: store the source's SHA-256 too.
+    `progress`: called with bytes done and bytes in all.
+
+    The source is never changed. The destination appears complete or not at all. The bytes do not depend on `threads`.
+    memory: two frames a thread, the skeleton, and 64 MiB for sources up to 64 MiB.
+    raises: BadRecipe, UnsafeInput, FileExistsError (without `overwrite`), OSError.
+    """
+    settings = Settings(recipe or Recipe(), _level(level), thread_count(threads), verify, sha256)
+
+    def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
+        path = source if isinstance(source, Path) else None
+        with mapped(source) as view:
+            checkpoint = identify(view, path)
+            with _written(target, overwrite) as file:
+                compress_view(view, checkpoint, file, settings, tick)
+                file.flush()
+                with mapped(file) as written:
+                    report = _describe(container.read(written, name), name, str(target) if isinstance(target, Path) else "-")
+        return report
+
+    return _each(src, dst, compressed_name, work, progress, overwrite, _holds_tensors)
+
+
+def decompress(src: Source, dst: Destination = None, *, threads: int | None = None, overwrite: bool = False, progress: Progress | None = None) -> Report:
+    """Restore what `compress` read, byte for byte, with every digest checked. Arguments as for `compress`; the name loses what `compress` added.
+
+    raises: TruncatedFile, CorruptFile, UnsupportedFile, LimitExceeded, FileExistsError, OSError; the destination is then as it was before.
+    """
+    n_threads = thread_count(threads)
+
+    def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
+        with mapped(source) as view:
+            archive = container.read(view, name)
+            if isinstance(target, Path):
+                _room(target, archive.source_size)
+            with _written(target, overwrite) as file:
+                restore(archive, file, n_threads, tick)
+            return _describe(archive, name, str(target) if isinstance(target, Path) else "-")
+
+    return _each(src, dst, restored_name, work, progress, overwrite, _holds_container)
+
+
+def verify(path: str | Path, *, threads: int | None = None, progress: Progress | None = None) -> Report:
+    """Decode everything and check every digest, writing nothing. For a folder, every container in it. Raises what `decompress` raises."""
+    root = Path(path)
+    if root.is_dir():
+        reports = [verify(root / name, threads=threads, progress=progress) for name in _containers_in(root)]
+        return _folder_report(root, "", reports)
+    with mapped(root) as view:
+        archive = container.read(view, str(root))
+        restore(archive, None, thread_count(threads), progress)
+        return _describe(archive, str(root), "")
+
+
+def inspect(path: str | Path, *, floors: bool = False) -> Report:
+    """What a container holds, tensor by tensor, from directory and frame heads alone. `floors` decodes the tensors to tell their order-0 entropy."""
+    root = Path(path)
+    if root.is_dir():
+        return _folder_report(root, "", [inspect(root / name, floors=floors) for name in _containers_in(root)])
+    with mapped(root) as view:
+        return _describe(container.read(view, str(root)), str(root), "", floors=floors)
+
+
+def compressed_name(path: Path) -> Path:
+    """Where `compress` puts its result: `model.safetensors` -> `model.mcodec.safetensors`, anything else -> `NAME.mcodec`."""
+    if path.suffix == SAFETENSORS and not path.is_dir():
+        return path.with_name(path.name[: -len(SAFETENSORS)] + SUFFIX + SAFETENSORS)
+    return path.with_name(path.name + SUFFIX)
+
+
+def restored_name(path: Path) -> Path:
+    """The reverse. Raises BadRecipe for a name that does not tell."""
+    for ending, kept in ((SUFFIX + SAFETENSORS, SAFETENSORS), (SUFFIX, "")):
+        if path.name.endswith(ending) and path.name != ending:
+            return path.with_name(path.name[: -len(ending)] + kept)
+    raise BadRecipe(f"{path}: the name does not tell how the restored file shall be called; name the destination")
+
+
+# ---- tensors -----------------------------------------------------------------------------------------------------------------------
+
+
+def open(path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> TensorFile:
+    """Open a compressed checkpoint for random access, as `safetensors.safe_open` does: keys, metadata, get_tensor, get_slice. A context manager."""
+    return TensorFile(path, framework, threads=threads)
+
+
+def load_file(path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> dict[str, Any]:
+    """All tensors of a compressed checkpoint."""
+    with TensorFile(path, framework, threads=threads) as file:
+        return _all(file)
+
+
+def load(data: bytes, framework: Framework = "np") -> dict[str, Any]:
+    """All tensors of a compressed checkpoint held in memory."""
+    with TensorFile.of_bytes(data, framework) as file:
+        return _all(file)
+
+
+def _all(file: TensorFile) -> dict[str, Any]:
+    return {name: file.get_tensor(name) for name in list(file.keys())}
+
+
+def save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, *, level: int | None = None, recipe: Recipe | None = None) -> bytes:
+    """Compress named tensors (numpy or torch) to bytes: as safetensors would write them, then as `compress` would."""
+    out = BytesIO()
+    _save(tensors, metadata, out, Settings(recipe or Recipe(), _level(level), thread_count(None), True, False))
+    return out.getvalue()
+
+
+def save_file(
+    tensors: Mapping[str, Any],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    level: int | None = None,
+    recipe: Recipe | None = None,
+    threads: int | None = None,
+) -> None:
+    """Compress named tensors (numpy or torch) to a file; as with safetensors, a file that is there is replaced. Written whole or not at all."""
+    settings = Settings(recipe or Recipe(), _level(level), thread_count(threads), True, False)
+    with atomic_file(Path(path), overwrite=True) as file:
+        _save(tensors, metadata, file, settings)
+
+
+def _save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, file: BinaryIO, settings: Settings) -> None:
+    first, chosen = next(iter(tensors.values()), None), dict(tensors)
+    if type(first).__module__.partition(".")[0] == "torch":
+        from safetensors.torch import save as serialize
+    else:
+        from safetensors.numpy import save as serialize
+
+        # safetensors writes an array's memory as it lies, which for a transposed one is another array.
+        chosen = {name: np.asarray(tensor, order="C") for name, tensor in chosen.items()}
+    view = memoryview(serialize(chosen, dict(metadata) if metadata else None))
+    checkpoint = identify(view, None)
+    if {extent.spec.name for extent in checkpoint.extents} != set(tensors):
+        raise BadRecipe(f"a tensor named __metadata__ or {OWN_PREFIX}*, or metadata with the key {MARKER!r}: the container keeps these for itself; rename it")
+    compress_view(view, checkpoint, file, settings, None)
+
+
+# ---- behind them -------------------------------------------------------------------------------------------------------------------
+
+_Choice = Callable[[Path, FolderFile], bool]
+_Work = Callable[[BinaryIO | Path, BinaryIO | Path, str, Progress | None], Report]
+
+
+def _level(level: int | None) -> int:
+    if level is None:
+        return DEFAULT_LEVEL
+    if level not in LEVELS:
+        raise BadRecipe(f"level {level} does not exist; the levels are {', '.join(map(str, LEVELS))}")
+    return level
+
+
+def _each(
+    src: Source, dst: Destination, name_for: Callable[[Path], Path], work: _Work, progress: Progress | None, overwrite: bool, worked_on: _Choice
+) -> Report:
+    """Run `work` on a file, a file object, or each file of a folder."""
+    if not isinstance(src, str | Path):
+        if dst is None:
+            raise BadRecipe("a source without a name needs a destination")
+        with _seekable(src) as file:
+            return work(file, Path(dst) if isinstance(dst, str) else dst, "-", progress)
+    path = Path(src)
+    if path.is_dir():
+        return _folder(path, dst, name_for, work, progress, overwrite, worked_on)
+    target = name_for(path) if dst is None else Path(dst) if isinstance(dst, str) else dst
+    if isinstance(target, Path) and target.is_dir():
+        target = target / name_for(path).name
+    if isinstance(target, Path) and target.exists() and path.exists() and target.samefile(path):
+        raise BadRecipe(f"{path}: source and destination are the same file; name another destination")
+    return work(path, target, str(path), progress)
+
+
+def _folder(
+    path: Path, dst: Destination, name_for: Callable[[Path], Path], work: _Work, progress: Progress | None, overwrite: bool, worked_on: _Choice
+) -> Report:
+    """Every file of a folder under its own name: containers made or restored, the others copied."""
+    if dst is not None and not isinstance(dst, str | Path):
+        raise BadRecipe(f"{path}: a folder needs a folder as its destination")
+    target = name_for(path) if dst is None else Path(dst)
+    if target.exists() and (not target.is_dir() or target.samefile(path)):
+        raise BadRecipe(f"{target}: the destination of a folder must be another folder")
+    if target.resolve().is_relative_to(path.resolve()):
+        raise BadRecipe(f"{target}: the destination lies inside the source")
+    files = plan_folder(path)
+    sizes = {file.name: (path / file.name).stat().st_size for file in files}
+    total, done, reports = sum(sizes.values()), 0, []
+    if not overwrite:
+        for file in files:
+            if (target / file.name).exists():
+                raise FileExistsError(f"{target / file.name} exists; overwrite it with -f (overwrite=True)")
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        source, before, size = path / file.name, done, sizes[file.name]
+        place = inside(target, file.name)  # what already lies in the destination may be links that lead elsewhere
+        place.parent.mkdir(parents=True, exist_ok=True)
+
+        def tick(part: int, whole: int, before: int = before, size: int = size) -> None:
+            if progress:
+                progress(before + (part * size // whole if whole else 0), total)
+
+        if worked_on(path, file):
+            reports.append(work(source, place, str(source), tick))
+        else:
+            with mapped(source) as view, atomic_file(place, overwrite=overwrite) as copy:
+                copy.write(view)
+            reports.append(Report(str(source), str(place), "copy", size, size))
+        done += size
+        if progress:
+            progress(done, total)
+    return _folder_report(path, str(target), reports)
+
+
+def _holds_tensors(folder: Path, file: FolderFile) -> bool:
+    return file.has_tensors
+
+
+def _holds_container(folder: Path, file: FolderFile) -> bool:
+    if not file.has_tensors:
+        return False
+    with mapped(folder / file.name) as view:
+        return container.is_container(view)
+
+
+def _containers_in(folder: Path) -> list[str]:
+    return [file.name for file in plan_folder(folder) if _holds_container(folder, file)]
+
+
+def _folder_report(folder: Path, target: str, reports: list[Report]) -> Report:
+    before, after = sum(r.n_bytes for r in reports), sum(r.n_bytes_coded for r in reports)
+    return Report(str(folder), target, "folder", before, after, files=tuple(reports))
+
+
+@contextmanager
+def _written(target: Path | BinaryIO, overwrite: bool) -> Iterator[BinaryIO]:
+    """A seekable file that becomes `target`: a path atomically, a file object from a spool once all is well."""
+    if isinstance(target, Path):
+        with atomic_file(target, overwrite=overwrite) as file:
+            yield file
+        return
+    with spool() as file:
+        yield file
+        file.seek(0)
+        shutil.copyfileobj(file, target, 1 << 20)
+        target.flush()
+
+
+@contextmanager
+def _seekable(source: BinaryIO) -> Iterator[BinaryIO]:
+    """A file object as a real file: what cannot be mapped is spooled to an unlinked temporary file."""
+    with spool() as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+        file.flush()
+        yield file
+
+
+def _room(target: Path, size: int) -> None:
+    """A file that cannot fit is refused before it is begun."""
+    free = shutil.disk_usage(target.resolve().parent).free
+    if size > free:
+        raise OSError(28, f"the restored file takes {size} bytes, {free} are free", str(target))
+
+
+def _describe(archive: container.Container, source: str, destination: str, *, floors: bool = False) -> Report:
+    names: dict[int, list[str]] = {}
+    for view in archive.views():
+        names.setdefault(view.extent, []).append(view.spec.name)
+    rows = tuple(_tensor_report(archive, entry, " = ".join(names.get(k, [entry.name])), floors) for k, entry in enumerate(archive.tensors))
+    digest = archive.sha256.hex() if archive.sha256 else None
+    return Report(source, destination, archive.source_format, archive.source_size, len(archive.buffer), rows, digest)
+
+
+def _tensor_report(archive: container.Container, entry: container.Entry, name: str, floors: bool) -> TensorReport:
+    spec = entry.spec
+    if entry.coded:
+        plans = Counter(str(archive.frame_head(entry, number).root) for number in range(entry.n_frames))
+        plan = plans.most_common(1)[0][0]
+    else:
+        plan = "stored" if entry.kind == container.ORDINARY else f"same as {archive.resolve(entry).name}"
+    floor = None
+    if floors:
+        from modelcodec.floor import floor_bits
+
+        floor = floor_bits(archive, entry)
+    return TensorReport(name, spec.dtype.name, spec.shape, plan, spec.n_bytes, entry.size, weights_of(spec), floor)
+

@@ -1,0 +1,213 @@
+"""From a source file to a container: layout, frames, read-back (DESIGN: compress)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from modelcodec import frame as frames
+from modelcodec.errors import ModelCodecError
+from modelcodec.formats import container
+from modelcodec.limits import LIMITS
+from modelcodec.planner import SMALL, byte_plan
+from modelcodec.pool import ordered
+from modelcodec.recipe import Recipe
+from modelcodec.stage import FrameContext, Shared
+from modelcodec.types import U8, Array, Checkpoint, TensorSpec
+
+Progress = Callable[[int, int], None]
+
+IN_MEMORY_BYTES = 64 << 20
+"""Sources up to this size are coded in memory, so that header and directory take exactly the place they need; larger ones go straight to the file."""
+
+SAMPLE_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    recipe: Recipe
+    level: int
+    threads: int
+    verify: bool
+    sha256: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A group of frames: the tensor's bytes from frame `number` on, `words` a frame."""
+
+    spec: TensorSpec
+    data: memoryview
+    words: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """An entry to be written and where its bytes are."""
+
+    item: container.Item
+    data: memoryview
+    same: int | None
+
+    @property
+    def stays(self) -> bool:
+        """Empty and 0-d tensors stay ordinary entries."""
+        return self.item.role == container.TENSOR_ROLE and (not self.item.spec.shape or not len(self.data))
+
+
+def compress_view(source: memoryview, checkpoint: Checkpoint, file: BinaryIO, settings: Settings, progress: Progress | None) -> None:
+    """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`.
+
+    memory: two frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
+    """
+    pieces, tail = _pieces(source, checkpoint)
+    digest = hashlib.sha256(source).digest() if settings.sha256 else None
+    reserve = len(source) > IN_MEMORY_BYTES
+    body: BinaryIO = file if reserve else BytesIO()
+    writer = container.Writer(body, [p.item for p in pieces], checkpoint.metadata, reserve=reserve)
+    ticks = _Ticks(progress, len(source))
+    coded = map(ticks.group, ordered(lambda job: _encode(job, settings), _jobs(pieces), settings.threads))
+    for piece in pieces:
+        _write(writer, piece, coded)
+        ticks.entry(len(piece.data))
+    prefix = writer.prefix(len(source), checkpoint.format, tail, digest)
+    file.seek(0)
+    file.write(prefix)
+    if isinstance(body, BytesIO):
+        file.write(body.getbuffer())
+
+
+class _Ticks:
+    """Tells the caller how far it is: by groups of frames inside a tensor, exactly after each tensor."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done, self.inside = progress, total, 0, 0
+
+    def group(self, group: container.EncodedGroup) -> container.EncodedGroup:
+        self.inside += len(group.frames) * LIMITS.frame_bytes
+        self._tell(self.done + self.inside)
+        return group
+
+    def entry(self, n_bytes: int) -> None:
+        self.done, self.inside = self.done + n_bytes, 0
+        self._tell(self.done)
+
+    def _tell(self, done: int) -> None:
+        if self.progress:
+            self.progress(min(done, self.total), self.total)
+
+
+def _write(writer: container.Writer, piece: _Piece, coded: Iterator[container.EncodedGroup]) -> None:
+    if piece.same is not None:
+        writer.same(piece.same)
+        return
+    spec = piece.item.spec
+    if not piece.stays:
+        words = _frame_words(spec)
+        writer.coded(words, islice(coded, -(-spec.n_words // (words * container.MOST_GROUP_FRAMES))))
+        if writer.last_size() < len(piece.data):
+            return
+        writer.take_back()
+    parts = [piece.data[at : at + n] for at, n in _ordinary_frames(spec)]
+    writer.ordinary(parts, [frames.digest_of(part) for part in parts])
+
+
+def _frame_words(spec: TensorSpec) -> int:
+    return container.full_frame_words(spec.dtype, spec.row_words)
+
+
+def _ordinary_frames(spec: TensorSpec) -> list[tuple[int, int]]:
+    step = container.full_frame_words(spec.dtype) * spec.dtype.word
+    return [(at, min(step, spec.n_bytes - at)) for at in range(0, spec.n_bytes, step)]
+
+
+def _jobs(pieces: Sequence[_Piece]) -> Iterator[_Job]:
+    for piece in pieces:
+        if piece.stays or piece.same is not None:
+            continue
+        spec = piece.item.spec
+        words = _frame_words(spec)
+        step = words * spec.dtype.word * container.MOST_GROUP_FRAMES
+        for group, at in enumerate(range(0, len(piece.data), step)):
+            yield _Job(spec, piece.data[at : at + step], words, group * container.MOST_GROUP_FRAMES)
+
+
+def _encode(job: _Job, settings: Settings) -> container.EncodedGroup:
+    word = job.spec.dtype.word
+    x = frames.as_words(frames.as_bytes(job.data), word)
+    planned = settings.recipe.plan_group(job.spec, x, job.words, settings.level)
+    encoded = []
+    for number, plan in enumerate(planned.plans):
+        piece = x[number * job.words : (number + 1) * job.words]
+        context = FrameContext(job.spec, number * job.words, piece.size, planned.shared)
+        frame = frames.encode(piece, plan, context, job.number + number)
+        if settings.verify:
+            _read_back(frame, piece, job, number, context)
+        encoded.append(frame)
+    if planned.shared is None:
+        return container.EncodedGroup(tuple(encoded))
+    return container.EncodedGroup(tuple(encoded), _shared_frame(planned.shared, job), len(planned.shared.data))
+
+
+def _shared_frame(shared: Shared, job: _Job) -> frames.EncodedFrame:
+    data = frames.as_bytes(shared.data)
+    spec = TensorSpec(job.spec.name, U8, (data.size,))
+    number = container.SHARED_NUMBER + job.number // container.MOST_GROUP_FRAMES
+    return frames.encode(data, byte_plan(data, SMALL), FrameContext(spec, 0, data.size), number)
+
+
+def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, context: FrameContext) -> None:
+    out = np.empty_like(x)
+    frames.decode(memoryview(encoded.join()), job.number + number, out, job.spec.name, context)
+    if not np.array_equal(out, x):
+        where = f"{job.spec.name}, frame {job.number + number}"
+        raise ModelCodecError(f"{where}: decoding what was just encoded gives other bytes; nothing was kept; report this, and check the memory")
+
+
+def _pieces(source: memoryview, checkpoint: Checkpoint) -> tuple[list[_Piece], int]:
+    """The entries in the order of the container, and the skeleton's bytes after the last tensor."""
+    gaps, at = [], 0
+    for extent in checkpoint.extents:
+        gaps.append(extent.offset - at)
+        at = extent.end
+    skeleton = b"".join(source[e.offset - gap : e.offset] for e, gap in zip(checkpoint.extents, gaps, strict=True)) + bytes(source[at:])
+    pieces = [_own_piece(container.SKELETON, container.SKELETON_ROLE, skeleton)]
+    if checkpoint.views:
+        pieces.append(_own_piece(container.VIEWS, container.VIEWS_ROLE, container.views_bytes(checkpoint, 2)))
+    finder = _SameFinder()
+    for extent, gap in zip(checkpoint.extents, gaps, strict=True):
+        data = source[extent.offset : extent.end]
+        same = finder.find(data, len(pieces)) if extent.spec.shape and len(data) else None
+        pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap), data, same))
+    return pieces, len(source) - at
+
+
+def _own_piece(name: str, role: int, data: bytes) -> _Piece:
+    return _Piece(container.Item(name, role, TensorSpec(name, U8, (len(data),)), 0), memoryview(data), None)
+
+
+class _SameFinder:
+    """Finds tensors with the same bytes as an earlier one: candidates by size and a digest of samples, then compared whole."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], list[tuple[int, memoryview]]] = {}
+
+    def find(self, data: memoryview, index: int) -> int | None:
+        middle = len(data) // 2
+        sample = xxhash.xxh3_64(data[:SAMPLE_BYTES])
+        sample.update(data[middle : middle + SAMPLE_BYTES])
+        sample.update(data[-SAMPLE_BYTES:])
+        candidates = self._seen.setdefault((len(data), sample.intdigest()), [])
+        for earlier, other in candidates:
+            if data == other:
+                return earlier
+        candidates.append((index, data))
+        return None

@@ -1,0 +1,80 @@
+"""From a container back to the source file, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from modelcodec import frame as frames
+from modelcodec.errors import CorruptFile
+from modelcodec.formats import container
+from modelcodec.pool import ordered
+from modelcodec.types import Array
+
+Progress = Callable[[int, int], None]
+
+
+class Sink(Protocol):
+    """What restored bytes are written to, front to back."""
+
+    def write(self, data: memoryview, /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    entry: container.Entry
+    number: int
+
+
+def restore(source: container.Container, sink: Sink | None, threads: int, progress: Progress | None) -> None:
+    """Decode everything, check every digest, and write the source file to `sink` (None: check only).
+
+    memory: the skeleton and two frames a thread. Raises CorruptFile, LimitExceeded, UnsupportedFile, OSError.
+    """
+    sha256 = hashlib.sha256() if source.sha256 else None
+    done = 0
+
+    def put(data: memoryview) -> None:
+        nonlocal done
+        if sink:
+            sink.write(data)
+        if sha256:
+            sha256.update(data)
+        done += len(data)
+        if progress:
+            progress(done, source.source_size)
+
+    skeleton = memoryview(source.decode_entry(source.skeleton))
+    source.views()
+    at = 0
+    decoded = ordered(lambda job: _decode(source, job), _jobs(source), threads)
+    for entry in source.tensors:
+        put(skeleton[at : at + entry.gap])
+        at += entry.gap
+        digests = []
+        for _ in range(source.resolve(entry).n_frames):
+            out, digest = next(decoded)
+            digests.append(digest)
+            put(memoryview(out.view(np.uint8)))
+        container.check_tensor_digest(entry, digests, source.where)
+    put(skeleton[at:])
+    if sha256 and source.sha256 and sha256.digest() != source.sha256:
+        raise CorruptFile(f"{source.where}: the restored file's SHA-256 is {sha256.hexdigest()}, it should be {source.sha256.hex()}")
+
+
+def _jobs(source: container.Container) -> Iterator[_Job]:
+    for entry in source.tensors:
+        holder = source.resolve(entry)
+        for number in range(holder.n_frames):
+            yield _Job(holder, number)
+
+
+def _decode(source: container.Container, job: _Job) -> tuple[Array, int]:
+    out = np.empty(job.entry.words_of(job.number), frames.WORD[job.entry.spec.dtype.word])
+    return out, source.decode_frame(job.entry, job.number, out)
+
+

@@ -1,0 +1,257 @@
+"""Random access to the tensors of a container, in the manner of `safetensors.safe_open`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from modelcodec import frame as frames
+from modelcodec.errors import LimitExceeded, UnsupportedFile
+from modelcodec.formats import container
+from modelcodec.limits import LIMITS
+from modelcodec.mapping import mapped
+from modelcodec.pool import ordered, thread_count
+from modelcodec.types import Array, DType, TensorSpec
+
+Framework = Literal["np", "numpy", "pt", "torch"]
+
+_NUMPY = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F64": "float64",
+    "C64": "complex64",
+    "C128": "complex128",
+}
+_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+_TORCH = {**_NUMPY, **_ML_DTYPES}
+
+
+def numpy_dtype(dtype: DType) -> Any:
+    """The numpy dtype of a tensor of `dtype`, from ml_dtypes where numpy has none; uint8 for packed and block dtypes, whose tensors are handed out as bytes."""
+    if dtype.name in _NUMPY:
+        return np.dtype(_NUMPY[dtype.name])
+    if dtype.name in _ML_DTYPES:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype.name]))
+    return np.dtype(np.uint8)
+
+
+class TensorFile:
+    """An open container. Tensors are decoded when asked for; a slice decodes only the frames that it needs. Safe to use from several threads.
+
+    Dtypes that neither numpy nor torch has (F4, F6, ggml's block types) come as one dimension of bytes.
+    """
+
+    def __init__(self, path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> None:
+        if framework not in ("np", "numpy", "pt", "torch"):
+            raise ValueError(f"framework is {framework!r}, 'np' and 'pt' are possible")
+        self._torch = framework in ("pt", "torch")
+        self._threads = thread_count(threads)
+        self._stack = ExitStack()
+        try:
+            view = self._stack.enter_context(mapped(Path(path)))
+            self._open(container.read(view, str(path)))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    @classmethod
+    def of_bytes(cls, data: bytes | memoryview, framework: Framework = "np") -> TensorFile:
+        """The same over bytes in memory."""
+        self = cls.__new__(cls)
+        self._torch, self._threads, self._stack = framework in ("pt", "torch"), thread_count(None), ExitStack()
+        self._open(container.read(memoryview(data), "bytes"))
+        return self
+
+    def _open(self, source: container.Container) -> None:
+        self._source = source
+        views = source.views()
+        self._tensors: dict[str, _Place] = {}
+        for view in views:
+            self._tensors[view.spec.name] = _Place(view.spec, source.tensors[view.extent], view.strides, view.first)
+        for entry in () if views else source.tensors:
+            self._tensors[entry.name] = _Place(entry.spec, entry, None, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._tensors = {}
+        self._stack.close()
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in the source's order."""
+        return list(self._tensors)
+
+    def metadata(self) -> dict[str, str]:
+        """The source's `__metadata__`."""
+        return dict(self._source.metadata)
+
+    def get_tensor(self, name: str) -> Any:
+        """The whole tensor. Raises KeyError for an unknown name, CorruptFile for a damaged one."""
+        place = self._place(name)
+        spec = place.spec
+        if place.strides is None or _contiguous(spec.shape, place.strides):
+            first = place.first * spec.dtype.bits // 8
+            return self._shaped(self._read(place.entry, first, first + spec.n_bytes), spec.dtype, spec.shape)
+        return self._strided(place)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A lazy view: index it as an array, `get_slice(name)[2:5, :]`."""
+        return TensorSlice(self, name, self._place(name).spec)
+
+    def _place(self, name: str) -> _Place:
+        if name not in self._tensors:
+            raise KeyError(f"{self._source.where}: there is no tensor {name!r}")
+        return self._tensors[name]
+
+    def rows(self, name: str, first: int, end: int) -> Any:
+        """Rows first .. end - 1 of a tensor with at least one dimension: only their frames are decoded."""
+        place = self._place(name)
+        spec = place.spec
+        if not _is_whole(spec.dtype) or (place.strides is not None and not _contiguous(spec.shape, place.strides)):
+            return self.get_tensor(name)[first:end]
+        row = spec.n_bytes // spec.shape[0] if spec.shape[0] else 0
+        start = place.first * spec.dtype.bits // 8
+        return self._shaped(self._read(place.entry, start + first * row, start + end * row), spec.dtype, (end - first, *spec.shape[1:]))
+
+    def _read(self, entry: container.Entry, start: int, end: int) -> Array:
+        """Bytes start .. end - 1 of an entry, decoded into one new buffer; frames that lie inside it whole go there directly."""
+        holder = self._source.resolve(entry)
+        word = holder.spec.dtype.word
+        step = holder.frame_words * word
+        out = np.empty(end - start, np.uint8)
+        if not out.size:
+            return out
+
+        def decode(number: int) -> int:
+            at, size = number * step, holder.words_of(number) * word
+            inside = start <= at and at + size <= end and (at - start + out.ctypes.data) % word == 0
+            target = out[at - start : at - start + size] if inside else np.empty(size, np.uint8)
+            digest = self._source.decode_frame(holder, number, target.view(frames.WORD[word]))
+            if not inside:
+                low, high = max(start, at), min(end, at + size)
+                out[low - start : high - start] = target[low - at : high - at]
+            return digest
+
+        numbers = range(start // step, -(-end // step))
+        digests = list(ordered(decode, numbers, min(self._threads, len(numbers))))
+        if len(numbers) == holder.n_frames:
+            container.check_tensor_digest(entry, digests, self._source.where)
+        return out
+
+    def _strided(self, place: _Place) -> Any:
+        """A view that is not contiguous in its storage: decode the stretch that it touches, then copy its elements out."""
+        spec = place.spec
+        if 0 in spec.shape:
+            return self._shaped(np.empty(0, np.uint8), spec.dtype, spec.shape)
+        if spec.n_bytes > max(place.entry.spec.n_bytes, LIMITS.view_bytes):
+            raise LimitExceeded(f"{self._source.where}: {spec.name} repeats its storage up to {spec.n_bytes} bytes, {LIMITS.view_bytes} are allowed; read the storage")
+        # Untrusted: the stride of an axis of length 1 means nothing and may be anything.
+        strides = tuple(s if d > 1 else 0 for d, s in zip(spec.shape, place.strides or (), strict=True))
+        size = spec.dtype.bits // 8
+        last = place.first + sum((d - 1) * s for d, s in zip(spec.shape, strides, strict=True))
+        stretch = self._read(place.entry, place.first * size, (last + 1) * size).view(f"V{size}")
+        elements = np.lib.stride_tricks.as_strided(stretch, spec.shape, tuple(s * size for s in strides), writeable=False)
+        return self._shaped(np.ascontiguousarray(elements).reshape(-1).view(np.uint8), spec.dtype, spec.shape)
+
+    def _shaped(self, data: Array, dtype: DType, shape: tuple[int, ...]) -> Any:
+        if not self._torch:
+            return self._reshaped(data.view(numpy_dtype(dtype)), shape) if _is_whole(dtype) else data
+        import torch
+
+        tensor = torch.from_numpy(data)
+        if not _is_whole(dtype):
+            return tensor
+        kind = getattr(torch, _TORCH[dtype.name], None)
+        if kind is None:
+            raise UnsupportedFile(f"{self._source.where}: this version of torch has no dtype {_TORCH[dtype.name]}; use framework='np' or update torch")
+        return self._reshaped(tensor.view(kind), shape)
+
+    def _reshaped(self, flat: Any, shape: tuple[int, ...]) -> Any:
+        try:
+            return flat.reshape(shape)
+        except (ValueError, RuntimeError, OverflowError, TypeError) as error:
+            library = "torch" if self._torch else "numpy"
+            raise UnsupportedFile(f"{self._source.where}: {library} has no array of the shape {shape} ({error}); decompress the file instead") from None
+
+
+class _Place:
+    """Where a named tensor lies: `strides` is None where it is the whole entry."""
+
+    __slots__ = ("entry", "first", "spec", "strides")
+
+    def __init__(self, spec: TensorSpec, entry: container.Entry, strides: tuple[int, ...] | None, first: int) -> None:
+        self.spec, self.entry, self.strides, self.first = spec, entry, strides, first
+
+
+class TensorSlice:
+    """What `get_slice` gives: shape and dtype without decoding, elements by indexing."""
+
+    def __init__(self, file: TensorFile, name: str, spec: TensorSpec) -> None:
+        self._file, self._name, self._spec = file, name, spec
+
+    def get_shape(self) -> list[int]:
+        return list(self._spec.shape)
+
+    def get_dtype(self) -> str:
+        return self._spec.dtype.name
+
+    def __getitem__(self, index: Any) -> Any:
+        """Indexing as on what `get_tensor` gives. The first axis decides what is decoded; the other axes are cut from that."""
+        key = index if isinstance(index, tuple) else (index,)
+        if not self._spec.shape or not _is_whole(self._spec.dtype) or not key or key[0] is Ellipsis or key[0] is None:
+            return self._file.get_tensor(self._name)[index]
+        n = self._spec.shape[0]
+        if isinstance(key[0], slice):
+            start, stop, step = key[0].indices(n)
+            chosen = range(start, stop, step)
+            if not chosen:
+                return self._file.rows(self._name, 0, 0)[(slice(0, 0), *key[1:])]
+            first, end = min(chosen), max(chosen) + 1
+            back = None if step < 0 and chosen[-1] == first else chosen[-1] - first + (1 if step > 0 else -1)
+            return self._file.rows(self._name, first, end)[(slice(chosen[0] - first, back, step), *key[1:])]
+        if isinstance(key[0], int | np.integer) and not isinstance(key[0], bool):
+            row = int(key[0]) + (n if key[0] < 0 else 0)
+            if not 0 <= row < n:
+                raise IndexError(f"{self._name}: index {int(key[0])} is out of bounds for {n} rows")
+            return self._file.rows(self._name, row, row + 1)[(0, *key[1:])]
+        return self._file.get_tensor(self._name)[index]
+
+
+def _is_whole(dtype: DType) -> bool:
+    """Whether an element is a number of whole bytes, so that numpy or torch can have it."""
+    return dtype.elements == 1 and dtype.bits % 8 == 0
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for dimension, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if dimension != 1 and stride != expected:
+            return False
+        expected *= dimension
+    return True

@@ -1,0 +1,86 @@
+"""Compile every kernel ahead, by coding small arrays that need each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from modelcodec import frame as frames
+from modelcodec.planner import LEVELS
+from modelcodec.recipe import Recipe, parse_plan
+from modelcodec.stage import FrameContext, Plan
+from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
+
+_N = 1 << 16
+_COLUMNS = 256
+_PLANS = (
+    ("U8", "rans"),
+    ("U8", "sparse(mask:rans)"),
+    ("U16", "rans{table_bits=12}"),
+    ("U16", "palette(indices:rans{table_bits=8})"),
+    ("U32", "palette"),
+    ("U64", "palette"),
+    ("U16", "sparse"),
+    ("U32", "sparse"),
+    ("U64", "sparse"),
+    ("F32", "widen{kind=2}"),
+    ("F64", "widen{kind=3}"),
+    ("BF16", "split_float"),
+    ("BF16", "split_float{low_bits=5}"),
+    ("F32", "split_float"),
+    ("F32", "split_float{low_bits=5}"),
+    ("F64", "split_float{low_bits=4}(symbols:rans)"),
+)
+"""Trees that a plan made by itself need not contain."""
+
+
+def warmup() -> None:
+    """Compile all kernels for this processor and keep them in the user's cache. Takes some seconds the first time, then a fraction of one."""
+    for dtype in ("BF16", "F16", "F32", "F64"):
+        for level in LEVELS:
+            _code(dtype, _weights(dtype, _N), level)
+            _code(dtype, _weights(dtype, 1000), level)
+    for dtype, text in _PLANS:
+        x = _few_values(dtype) if dtype[0] == "U" or "widen" in text else _weights(dtype, 1000)
+        _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
+
+
+def _weights(dtype: str, n: int) -> Array:
+    """Bits of numbers of many magnitudes, the same on every machine."""
+    k = np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    values = ((k >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5) * 2.0 ** -(np.arange(n) % _COLUMNS % 7)
+    word = DTYPE_BY_NAME[dtype].word
+    if dtype == "BF16":
+        return (values.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2")
+    return values.astype(f"<f{word}").view(f"<u{word}")
+
+
+def _few_values(dtype: str) -> Array:
+    word = DTYPE_BY_NAME[dtype].word
+    values = (np.arange(1000) * 7919 % 50).astype(f"<f{word}" if dtype[0] == "F" else f"<u{word}")
+    return values.view(f"<u{word}")
+
+
+def _spec(dtype: str, n: int) -> TensorSpec:
+    return TensorSpec("", DTYPE_BY_NAME[dtype], (n // _COLUMNS, _COLUMNS) if n % _COLUMNS == 0 else (n,))
+
+
+def _code(dtype: str, x: Array, level: int) -> None:
+    spec = _spec(dtype, x.size)
+    planned = Recipe().plan_group(spec, x, x.size, level)
+    _round_trip(x, planned.plans[0], FrameContext(spec, 0, x.size, planned.shared))
+
+
+def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
+    frames.decode(memoryview(frames.encode(x, plan, context, 0).join()), 0, np.empty_like(x), "warmup", context)
+
+
+def uncompiled() -> Iterator[str]:
+    """Names of kernels that `warmup` would not have compiled: none, and a test holds that."""
+    from modelcodec.kernels import class_rans, frequencies, planes, rans, scale_classes, survey
+
+    for module in (class_rans, frequencies, planes, rans, scale_classes, survey):
+        for name, kernel in vars(module).items():
+            if hasattr(kernel, "nopython_signatures") and kernel.__module__ == module.__name__ and not kernel.nopython_signatures:
+                yield f"{module.__name__}.{name}"

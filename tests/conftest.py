@@ -1,0 +1,8 @@
+"""What all tests share: hypothesis without deadlines (kernels compile on first use) and with the same examples each time."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("modelcodec", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("modelcodec")

@@ -1,0 +1,576 @@
+"""Kernel rows: what each kernel is run on, and the same in plain Python, slowly, from docs/stages.md. `rows.py` has the other rows."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isnan, log2
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelcodec.kernels import frequencies, planes, rans
+
+Array = NDArray[Any]
+WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+FLOAT = {2: ("<e", 5, 10), 4: ("<f", 8, 23), 8: ("<d", 11, 52)}
+"""Width -> struct code, bits of the exponent, bits of the mantissa."""
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """A kernel: `inputs` draws arguments, `run` calls the kernel and gives everything that it promises, `reference` gives the same in plain Python."""
+
+    name: str
+    inputs: Callable[[random.Random], tuple[Any, ...]]
+    run: Callable[..., Any]
+    reference: Callable[..., Any]
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------------------------------
+
+
+def _length(source: random.Random) -> int:
+    return source.choice((0, 1, 2, 7, 8, 9, 63, 64, 65, 127, 128, 129, source.randrange(400)))
+
+
+def _words(source: random.Random, width: int, n: int, below: int | None = None) -> Array:
+    """n words of one of several kinds: random, few values, mostly zero, small."""
+    most = below or 1 << (8 * width)
+    few = [source.randrange(most) for _ in range(source.choice((1, 2, 3, 200, 300)))]
+    draw = source.choice(
+        (
+            lambda: source.randrange(most),
+            lambda: source.choice(few),
+            lambda: source.choice((0, 0, 0, source.randrange(most))),
+            lambda: source.randrange(min(5, most)),
+        )
+    )
+    return np.array([draw() for _ in range(n)], WORD[width])
+
+
+def _some_words(source: random.Random, *widths: int) -> Array:
+    return _words(source, source.choice(widths or (1, 2, 4, 8)), _length(source))
+
+
+# ---- bit planes ----------------------------------------------------------------------------------------------------------------------
+
+
+def _numbers(source: random.Random) -> tuple[Array, int]:
+    bits = source.randrange(1, 16)
+    return _words(source, 2, _length(source), 1 << bits), bits
+
+
+def pack_planes(x: Array, bits: int) -> list[int]:
+    out = np.full(planes.planes_size(x.size, bits), 0xAA, np.uint8)
+    planes.pack_planes(x, bits, out)
+    return out.tolist()
+
+
+def pack_planes_reference(x: Array, bits: int) -> list[int]:
+    out, low = [], 0
+    for p in (p for p in (8, 4, 2, 1) if bits & p):
+        for first in range(0, x.size, 64):
+            block = [int(v) >> low & ((1 << p) - 1) for v in x[first : first + 64]]
+            m = 8 * -(-len(block) // 8)
+            size = m * p // 8
+            block += [0] * (m - len(block))
+            out += [sum(block[i + j * size] << (p * j) for j in range(8 // p)) for i in range(size)]
+        low += p
+    return out
+
+
+def _plane_bytes(source: random.Random) -> tuple[list[int], int, int]:
+    """Planes, sometimes with a byte changed, which may set a number past the end."""
+    numbers, bits = _numbers(source)
+    data = pack_planes_reference(numbers, bits)
+    if source.randrange(2) and data:
+        data[source.randrange(len(data))] = source.randrange(256)
+    return data, bits, numbers.size
+
+
+def unpack_planes(data: list[int], bits: int, n: int) -> list[int] | None:
+    out = np.full(n, 0xAAAA, np.uint16)
+    return None if planes.unpack_planes(np.array(data, np.uint8), bits, out) else out.tolist()
+
+
+def unpack_planes_reference(data: list[int], bits: int, n: int) -> list[int] | None:
+    at, low, numbers = 0, 0, [0] * n
+    for p in (p for p in (8, 4, 2, 1) if bits & p):
+        for first in range(0, n, 64):
+            m = 8 * -(-min(64, n - first) // 8)
+            size = m * p // 8
+            for i in range(size):
+                for j in range(8 // p):
+                    value, place = data[at + i] >> (p * j) & ((1 << p) - 1), first + i + j * size
+                    if place < n:
+                        numbers[place] |= value << low
+                    elif value:
+                        return None
+            at += size
+        low += p
+    return numbers
+
+
+# ---- masks ---------------------------------------------------------------------------------------------------------------------------
+
+
+def split_mask(x: Array) -> tuple[list[int], list[int]]:
+    mask, values = np.full((x.size + 7) // 8, 0xAA, np.uint8), np.empty_like(x)
+    z = int(planes.split_mask(x, mask, values))
+    return mask.tolist(), values[:z].tolist()
+
+
+def split_mask_reference(x: Array) -> tuple[list[int], list[int]]:
+    words = x.tolist()
+    mask = [sum((word != 0) << j for j, word in enumerate(words[i : i + 8])) for i in range(0, len(words), 8)]
+    return mask, [word for word in words if word]
+
+
+def _mask_parts(source: random.Random) -> tuple[Array, Array, int]:
+    """Mask and values, mostly damaged in one of the ways that a decoder must notice."""
+    x = _some_words(source)
+    mask, values = split_mask_reference(x)
+    match source.randrange(4):
+        case 1 if mask:
+            mask[source.randrange(len(mask))] ^= 1 << source.randrange(8)
+        case 2:
+            values = values[:-1] if source.randrange(2) else [*values, 1]
+        case 3 if values:
+            values[source.randrange(len(values))] = 0
+    return np.array(mask, np.uint8), np.array(values, x.dtype), x.size
+
+
+def merge_mask(mask: Array, values: Array, n: int) -> list[int] | None:
+    out = np.full(n, 0x55, values.dtype)
+    return None if planes.merge_mask(mask, values, out) else out.tolist()
+
+
+def merge_mask_reference(mask: Array, values: Array, n: int) -> list[int] | None:
+    bits = [int(byte) >> j & 1 for byte in mask for j in range(8)]
+    if any(bits[n:]) or sum(bits) != values.size or 0 in values:
+        return None
+    left = iter(values.tolist())
+    return [next(left) if bit else 0 for bit in bits[:n]]
+
+
+# ---- palettes ------------------------------------------------------------------------------------------------------------------------
+
+
+def find_palette(x: Array, most: int) -> tuple[int, list[int]]:
+    table, used, _ = planes.scratch()
+    values = np.empty(most, np.uint64)
+    k = int(planes.find_palette(x, table, used, values, most))
+    return k, values[:k].tolist() if k <= most else []
+
+
+def find_palette_reference(x: Array, most: int) -> tuple[int, list[int]]:
+    different = list(dict.fromkeys(x.tolist()))
+    return (len(different), different) if len(different) <= most else (most + 1, [])
+
+
+def _words_and_palette(source: random.Random) -> tuple[Array, list[int]]:
+    x = _some_words(source)
+    palette = sorted(set(x.tolist()))[:256]
+    return x[np.isin(x, np.array(palette, x.dtype))], palette
+
+
+def index_palette(x: Array, palette: list[int]) -> list[int]:
+    table, _, places = planes.scratch()
+    out = np.empty(x.size, np.uint8)
+    planes.index_palette(x, np.array(palette, np.uint64), table, places, out)
+    return out.tolist()
+
+
+def index_palette_reference(x: Array, palette: list[int]) -> list[int]:
+    return [palette.index(word) for word in x.tolist()]
+
+
+def _indices(source: random.Random) -> tuple[Array, Array]:
+    k = source.choice((1, 2, 16, 255, 256))
+    return _words(source, 1, _length(source), min(256, k + source.randrange(2))), _words(source, source.choice((1, 2, 4, 8)), k)
+
+
+def look_up(indices: Array, palette: Array) -> list[int] | None:
+    out = np.empty(indices.size, palette.dtype)
+    return None if planes.look_up(indices, palette, out) else out.tolist()
+
+
+def look_up_reference(indices: Array, palette: Array) -> list[int] | None:
+    return None if any(i >= palette.size for i in indices.tolist()) else [int(palette[i]) for i in indices.tolist()]
+
+
+# ---- floats --------------------------------------------------------------------------------------------------------------------------
+
+
+def _float_words(source: random.Random, width: int) -> tuple[Array]:
+    """Bit patterns of floats, specials among them; in three of four draws without a NaN."""
+    _, exponent, mantissa = FLOAT[width]
+    infinity, sign = ((1 << exponent) - 1) << mantissa, 1 << (8 * width - 1)
+    special = (0, sign, infinity, infinity | sign, 1, (1 << mantissa) - 1, 1 << mantissa)
+    words = [source.choice((source.getrandbits(8 * width), source.choice(special))) for _ in range(_length(source))]
+    if source.randrange(4):
+        words = [word for word in words if word & ~sign <= infinity]
+    return (np.array(words, WORD[width]),)
+
+
+def half_to_single(narrow: Array) -> list[int] | None:
+    out = np.empty(narrow.size, np.uint32)
+    return None if planes.half_to_single(narrow, out) else out.tolist()
+
+
+def single_to_double(narrow: Array) -> list[int] | None:
+    out = np.empty(narrow.size, np.uint64)
+    return None if planes.single_to_double(narrow, out) else out.tolist()
+
+
+def widen_reference(narrow: Array) -> list[int] | None:
+    values = [value for (value,) in struct.iter_unpack(FLOAT[narrow.itemsize][0], narrow.tobytes())]
+    if any(map(isnan, values)):
+        return None
+    return [int.from_bytes(struct.pack(FLOAT[2 * narrow.itemsize][0], value), "little") for value in values]
+
+
+def split_words(x: Array, low_bits: int) -> tuple[list[int], list[int]]:
+    symbols, rest = np.empty(x.size, np.uint8 if low_bits >= 7 else np.uint16), np.empty(x.size, np.uint16)
+    planes.split_words(x, 8 * x.itemsize - 16, low_bits, symbols, rest)
+    return symbols.tolist(), rest.tolist()
+
+
+def split_words_reference(x: Array, low_bits: int) -> tuple[list[int], list[int]]:
+    high = [word >> (8 * x.itemsize - 16) for word in x.tolist()]
+    return [h % (1 << 15) >> low_bits for h in high], [(h >> 15 << low_bits) + h % (1 << low_bits) for h in high]
+
+
+def _symbols_and_rest(source: random.Random) -> tuple[Array, Array, int]:
+    low_bits, n = source.randrange(14), _length(source)
+    width = 1 if low_bits >= 7 else 2
+    below = min((1 << (15 - low_bits)) + source.randrange(2), 1 << (8 * width))
+    return _words(source, width, n, below), _words(source, 2, n, 1 << (low_bits + 1)), low_bits
+
+
+def merge_words(symbols: Array, rest: Array, low_bits: int) -> list[int] | None:
+    high = np.empty(symbols.size, np.uint16)
+    return None if planes.merge_words(symbols, rest, low_bits, high) else high.tolist()
+
+
+def merge_words_reference(symbols: Array, rest: Array, low_bits: int) -> list[int] | None:
+    if any(symbol >= 1 << (15 - low_bits) for symbol in symbols.tolist()):
+        return None
+    pairs = zip(symbols.tolist(), rest.tolist(), strict=True)
+    return [(r >> low_bits << 15) + (symbol << low_bits) + r % (1 << low_bits) for symbol, r in pairs]
+
+
+# ---- frequencies ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sampled(source: random.Random, *widths: int) -> tuple[Array, int]:
+    return _words(source, source.choice(widths), source.choice((0, 1, 64, 65, 1000, source.randrange(2000)))), source.choice((1, 1, 2, 4))
+
+
+def histogram(x: Array, sample: int) -> list[int]:
+    counts = np.zeros(1 << (8 * x.itemsize), np.int64)
+    frequencies.histogram(x, counts, sample)
+    return counts.tolist()
+
+
+def histogram_reference(x: Array, sample: int) -> list[int]:
+    counts = [0] * (1 << (8 * x.itemsize))
+    for i, symbol in enumerate(x.tolist()):
+        counts[symbol] += i // 64 % sample == 0
+    return counts
+
+
+def _words_to_split(source: random.Random) -> tuple[Array, int, int]:
+    x, sample = _sampled(source, 2, 4)
+    return x, source.randrange(14), sample
+
+
+def histogram_split(x: Array, low_bits: int, sample: int) -> list[int]:
+    counts = np.zeros(max(1 << (15 - low_bits), 256), np.int64)
+    frequencies.histogram_split(x, low_bits, counts, sample)
+    return counts.tolist()
+
+
+def histogram_split_reference(x: Array, low_bits: int, sample: int) -> list[int]:
+    symbols = np.array(split_words_reference(x, low_bits)[0], np.uint16)
+    return histogram_reference(symbols, sample)[: max(1 << (15 - low_bits), 256)]
+
+
+def _counts(source: random.Random) -> tuple[Array, int, int, bool]:
+    """Counts of symbols, bits of the table, bytes of a symbol, whether an escape is wanted."""
+    width = source.choice((1, 1, 2))
+    n = source.choice((1, 2, 3, 60, 70, 256, source.randrange(1, 257 if width == 1 else 5000)))
+    draw = source.choice((lambda: source.randrange(1000), lambda: source.choice((0, 0, 1, 10**6)), lambda: int(source.expovariate(0.01)), lambda: 0))
+    counts = np.array([draw() for _ in range(n)], np.int64)
+    return counts, source.randrange(8, 13), width, bool(source.randrange(2))
+
+
+def _table_facts(table: frequencies.Table, counts: Array) -> tuple[bool, ...]:
+    symbols, f = table.symbols.tolist(), table.frequencies.tolist()
+    coded = set(symbols)
+    return (
+        sum(f) + table.escape == 1 << table.bits,
+        symbols == sorted(coded) and bool(symbols),
+        all(0 < frequency < 1 << table.bits for frequency in f),
+        len(symbols) <= (63 if table.bits == 8 else 255),
+        table.escape > 0 or all(int(symbol) in coded for symbol in np.flatnonzero(counts)),
+    )
+
+
+def normalise(counts: Array, bits: int, width: int, escape: bool) -> tuple[bool, ...]:
+    """Frequencies are the encoder's choice, so what is compared is what each choice must keep to, and that it comes near the entropy."""
+    table = frequencies.normalise(counts, bits, width, escape=escape)
+    cost = frequencies.coded_bits(counts, table, width)
+    total = int(counts.sum())
+    entropy = -sum(c * log2(c / total) for c in counts.tolist() if c)
+    near = cost is not None and (np.count_nonzero(counts) > 60 or cost <= entropy + total * 60 / 2 ** (bits - 2) + 40 * (np.count_nonzero(counts) + 2))
+    return (*_table_facts(table, counts), not escape or table.escape > 0, near)
+
+
+def normalise_reference(counts: Array, bits: int, width: int, escape: bool) -> tuple[bool, ...]:
+    return (True,) * 7
+
+
+def _table(source: random.Random) -> tuple[Array, int, frequencies.Table, int]:
+    counts, bits, width, escape = _counts(source)
+    table = frequencies.normalise(counts, bits, width, escape=escape)
+    if source.randrange(2):
+        counts = np.array([source.randrange(5) for _ in range(counts.size)], np.int64)
+    return counts, width, table, bits
+
+
+def coded_bits(counts: Array, width: int, table: frequencies.Table, bits: int) -> int | None:
+    cost = frequencies.coded_bits(counts, table, width)
+    exact = coded_bits_reference(counts, width, table, bits)
+    # Its logarithms are rounded to 2^-16, a word each.
+    return exact if cost is not None and exact is not None and abs(cost - exact) <= 2 + (int(counts.sum()) >> 16) else cost
+
+
+def coded_bits_reference(counts: Array, width: int, table: frequencies.Table, bits: int) -> int | None:
+    f = dict(zip(table.symbols.tolist(), table.frequencies.tolist(), strict=True))
+    escaped = sum(c for symbol, c in enumerate(counts.tolist()) if symbol not in f)
+    if escaped and not table.escape:
+        return None
+    cost = sum(c * (bits - log2(f[symbol])) for symbol, c in enumerate(counts.tolist()) if symbol in f)
+    cost += escaped * (bits + 8 * width - log2(table.escape)) if escaped else 0
+    return int(cost) + len(table_bits_reference(table, width))
+
+
+def write_table(counts: Array, width: int, table: frequencies.Table, bits: int) -> bytes:
+    return frequencies.write_table(table, width)
+
+
+def table_bits_reference(table: frequencies.Table, width: int) -> list[int]:
+    out: list[int] = []
+
+    def put(value: int, n: int) -> None:
+        out.extend(value >> i & 1 for i in range(n))
+
+    def number(value: int) -> None:
+        put(value.bit_length(), 4)
+        put(value, max(value.bit_length() - 1, 0))
+
+    f = dict(zip(table.symbols.tolist(), table.frequencies.tolist(), strict=True))
+    symbols = sorted(f)
+    put(symbols[0], 8 * width)
+    put(symbols[-1] - symbols[0], 8 * width)
+    number(table.escape)
+    for before, symbol in zip([symbols[0] - 1, *symbols], symbols, strict=False):
+        zeros = symbol - before - 1
+        if zeros:
+            put(0, 4)
+            put(zeros.bit_length() - 1, 4)
+            put(zeros, zeros.bit_length() - 1)
+        number(f[symbol])
+    return out
+
+
+def write_table_reference(counts: Array, width: int, table: frequencies.Table, bits: int) -> bytes:
+    return np.packbits(np.array(table_bits_reference(table, width), np.uint8), bitorder="little").tobytes()
+
+
+def _table_bytes(source: random.Random) -> tuple[bytes, int, int]:
+    """A table's bytes, half of them damaged."""
+    _, width, table, bits = _table(source)
+    data = bytearray(frequencies.write_table(table, width))
+    match source.randrange(6):
+        case 0:
+            data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+        case 1:
+            del data[source.randrange(len(data)) :]
+        case 2:
+            data.append(source.choice((0, 1)))
+    return bytes(data), bits, width
+
+
+def read_table(data: bytes, bits: int, width: int) -> tuple[list[int], list[int], int] | None:
+    table = frequencies.read_table(data, bits, width)
+    return None if table is None else (table.symbols.tolist(), table.frequencies.tolist(), table.escape)
+
+
+def read_table_reference(data: bytes, bits: int, width: int) -> tuple[list[int], list[int], int] | None:
+    stream = [byte >> i & 1 for byte in data for i in range(8)]
+    at = 0
+
+    def get(n: int) -> int:
+        nonlocal at
+        if at + n > len(stream):
+            raise EOFError
+        at += n
+        return sum(bit << i for i, bit in enumerate(stream[at - n : at]))
+
+    found: dict[int, int] = {}
+    try:
+        lo = get(8 * width)
+        end = lo + get(8 * width) + 1
+        if end > 1 << (8 * width):
+            return None
+        b = get(4)
+        escape = (1 << (b - 1)) + get(b - 1) if b else 0
+        symbol = lo
+        while symbol < end:
+            b = get(4)
+            if b:
+                found[symbol] = (1 << (b - 1)) + get(b - 1)
+                symbol += 1
+            else:
+                e = get(4)
+                symbol += (1 << e) + get(e)
+    except EOFError:
+        return None
+    fits = symbol == end and sum(found.values()) + escape == 1 << bits and max([escape, *found.values()]) < 1 << bits
+    if not fits or not found or len(found) + (escape > 0) > 256 or len(stream) - at > 7 or any(stream[at:]):
+        return None
+    return list(found), list(found.values()), escape
+
+
+# ---- rans ----------------------------------------------------------------------------------------------------------------------------
+
+Lanes = tuple[int, int]
+
+
+def _stream(source: random.Random) -> tuple[Array, frequencies.Table, int, int]:
+    """Words, a table that codes them all, log2 of the lanes, groups."""
+    width = source.choice((1, 1, 2))
+    n = source.choice((1, 2, 63, 64, 65, 127, 128, 129, 300, 2000, source.randrange(1, 1500)))
+    x = np.minimum(_words(source, width, n), WORD[width].type(source.choice((3, 40, 255))))
+    counts = np.bincount(x.astype(np.int64), minlength=2)
+    table = frequencies.normalise(counts.astype(np.int64), source.randrange(8, 13), width, escape=bool(source.randrange(2)))
+    lanes_log2, groups = source.choice(((0, 1), (1, 1), (3, 1), (5, 1), (6, 1), (6, 2), (6, 2)))
+    return x, table, lanes_log2, groups
+
+
+def pack(x: Array, table: frequencies.Table, lanes_log2: int, groups: int) -> tuple[bytes, rans.Packed]:
+    out = np.full(rans.pack_bound(x.size, x.itemsize, lanes_log2, groups), 0xAA, np.uint8)
+    packed = rans.pack(x, table, lanes_log2, groups, out)
+    return out[: packed.n_bytes].tobytes(), packed
+
+
+def _payload(source: random.Random) -> tuple[bytes, frequencies.Table, int, int, rans.Packed, int, int]:
+    """A payload, mostly damaged, with what its header says."""
+    x, table, lanes_log2, groups = _stream(source)
+    data, packed = rans.pack_reference(x, table, lanes_log2, groups)
+    damaged = bytearray(data)
+    if source.randrange(3):
+        for _ in range(source.choice((1, 1, 5))):
+            damaged[source.randrange(len(damaged))] ^= 1 << source.randrange(8)
+    n = x.size + source.choice((0, 0, 0, 1, -1))
+    return bytes(damaged), table, lanes_log2, groups, packed, max(n, 0), x.itemsize
+
+
+def unpack(data: bytes, table: frequencies.Table, lanes_log2: int, groups: int, packed: rans.Packed, n: int, width: int) -> list[int] | None:
+    out = np.full(n, 0x55, WORD[width])
+    status = rans.unpack(np.frombuffer(data, np.uint8), table, lanes_log2, groups, packed.units_a, packed.units_b, packed.n_escapes, out)
+    return None if status else out.tolist()
+
+
+def unpack_reference(data: bytes, table: frequencies.Table, lanes_log2: int, groups: int, packed: rans.Packed, n: int, width: int) -> list[int] | None:
+    out = np.full(n, 0x55, WORD[width])
+    status = rans.unpack_reference(data, table, lanes_log2, groups, packed.units_a, packed.units_b, packed.n_escapes, out)
+    return None if status else out.tolist()
+
+
+def _float_stream(source: random.Random) -> tuple[Array, int, frequencies.Table, int, int]:
+    """Words of 2 or 4 bytes whose symbols take few values, the cut, a table, lanes, groups."""
+    low_bits, width = source.randrange(14), source.choice((2, 4))
+    n = source.choice((1, 63, 64, 65, 130, 1000, source.randrange(1, 1500)))
+    symbol = np.array([min(int(source.expovariate(0.3)), (1 << (15 - low_bits)) - 1) for _ in range(n)], np.uint64)
+    noise = np.array([source.getrandbits(8 * width) for _ in range(n)], np.uint64)
+    kept = ~np.uint64(((1 << 15) - (1 << low_bits)) << (8 * width - 16))
+    x = (noise & kept | symbol << np.uint64(8 * width - 16 + low_bits)).astype(WORD[width])
+    counts = np.bincount(symbol.astype(np.int64), minlength=2).astype(np.int64)
+    table = frequencies.normalise(counts, source.randrange(8, 13), 1 if low_bits >= 7 else 2, escape=bool(source.randrange(2)))
+    return x, low_bits, table, *source.choice(((0, 1), (4, 1), (6, 1), (6, 2)))
+
+
+def pack_split(x: Array, low_bits: int, table: frequencies.Table, lanes_log2: int, groups: int) -> tuple[bytes, rans.Packed, list[int], list[int]]:
+    out = np.empty(rans.pack_bound(x.size, 1 if low_bits >= 7 else 2, lanes_log2, groups), np.uint8)
+    rest, low = np.full(planes.planes_size(x.size, low_bits + 1), 0xAA, np.uint8), np.empty(x.size, np.uint16) if x.itemsize == 4 else None
+    packed = rans.pack_split(x, low_bits, table, lanes_log2, groups, out, rest, low)
+    return out[: packed.n_bytes].tobytes(), packed, rest.tolist(), [] if low is None else low.tolist()
+
+
+def pack_split_reference(x: Array, low_bits: int, table: frequencies.Table, lanes_log2: int, groups: int) -> tuple[bytes, rans.Packed, list[int], list[int]]:
+    symbols, rest = split_words_reference(x, low_bits)
+    data, packed = rans.pack_reference(np.array(symbols, np.uint8 if low_bits >= 7 else np.uint16), table, lanes_log2, groups)
+    low = [word % (1 << 16) for word in x.tolist()] if x.itemsize == 4 else []
+    return data, packed, pack_planes_reference(np.array(rest, np.uint16), low_bits + 1), low
+
+
+def _split_payload(source: random.Random) -> tuple[bytes, int, frequencies.Table, int, int, rans.Packed, list[int], list[int], int, int]:
+    x, low_bits, table, lanes_log2, groups = _float_stream(source)
+    data, packed, rest, low = pack_split_reference(x, low_bits, table, lanes_log2, groups)
+    damaged = bytearray(data)
+    if source.randrange(3) == 0:
+        damaged[source.randrange(len(damaged))] ^= 1 << source.randrange(8)
+    return bytes(damaged), low_bits, table, lanes_log2, groups, packed, rest, low, x.size, x.itemsize
+
+
+def unpack_split(
+    data: bytes, low_bits: int, table: frequencies.Table, lanes_log2: int, groups: int, packed: rans.Packed, rest: list[int], low: list[int], n: int, width: int
+) -> list[int] | None:
+    out = np.full(n, 0x55, WORD[width])
+    rest_array, low_array = np.array(rest, np.uint8), np.array(low, np.uint16) if width == 4 else None
+    counts = packed.units_a, packed.units_b, packed.n_escapes
+    status = rans.unpack_split(np.frombuffer(data, np.uint8), table, lanes_log2, groups, *counts, low_bits, rest_array, low_array, out)
+    return None if status else out.tolist()
+
+
+def unpack_split_reference(
+    data: bytes, low_bits: int, table: frequencies.Table, lanes_log2: int, groups: int, packed: rans.Packed, rest: list[int], low: list[int], n: int, width: int
+) -> list[int] | None:
+    symbols = unpack_reference(data, table, lanes_log2, groups, packed, n, 1 if low_bits >= 7 else 2)
+    numbers = unpack_planes_reference(rest, low_bits + 1, n)
+    if symbols is None or numbers is None or any(symbol >> (15 - low_bits) for symbol in symbols):
+        return None
+    high = merge_words_reference(np.array(symbols, np.uint16), np.array(numbers, np.uint16), low_bits)
+    return high if high is None or width == 2 else [h << 16 | number for h, number in zip(high, low, strict=True)]
+
+
+KERNEL_ROWS: tuple[KernelRow, ...] = (
+    KernelRow("planes.pack_planes", _numbers, pack_planes, pack_planes_reference),
+    KernelRow("planes.unpack_planes", _plane_bytes, unpack_planes, unpack_planes_reference),
+    KernelRow("planes.split_mask", lambda source: (_some_words(source),), split_mask, split_mask_reference),
+    KernelRow("planes.merge_mask", _mask_parts, merge_mask, merge_mask_reference),
+    KernelRow("planes.find_palette", lambda source: (_some_words(source), source.choice((1, 2, 16, 255, 256))), find_palette, find_palette_reference),
+    KernelRow("planes.index_palette", _words_and_palette, index_palette, index_palette_reference),
+    KernelRow("planes.look_up", _indices, look_up, look_up_reference),
+    KernelRow("planes.half_to_single", lambda source: _float_words(source, 2), half_to_single, widen_reference),
+    KernelRow("planes.single_to_double", lambda source: _float_words(source, 4), single_to_double, widen_reference),
+    KernelRow("planes.split_words", lambda source: (_some_words(source, 2, 4, 8), source.randrange(14)), split_words, split_words_reference),
+    KernelRow("planes.merge_words", _symbols_and_rest, merge_words, merge_words_reference),
+    KernelRow("frequencies.histogram", lambda source: _sampled(source, 1, 2), histogram, histogram_reference),
+    KernelRow("frequencies.histogram_split", _words_to_split, histogram_split, histogram_split_reference),
+    KernelRow("frequencies.normalise", _counts, normalise, normalise_reference),
+    KernelRow("frequencies.coded_bits", _table, coded_bits, coded_bits_reference),
+    KernelRow("frequencies.write_table", _table, write_table, write_table_reference),
+    KernelRow("frequencies.read_table", _table_bytes, read_table, read_table_reference),
+    KernelRow("rans.pack", _stream, pack, rans.pack_reference),
+    KernelRow("rans.unpack", _payload, unpack, unpack_reference),
+    KernelRow("rans.pack_split", _float_stream, pack_split, pack_split_reference),
+    KernelRow("rans.unpack_split", _split_payload, unpack_split, unpack_split_reference),
+)

@@ -1,0 +1,63 @@
+"""Promise: a kernel gives what its slow reference in plain Python gives, on good input and on bad. Driven by `rows.KERNEL_ROWS`."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from numba.core.dispatcher import Dispatcher
+from rows import KERNEL_ROWS, KernelRow
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = 150
+MANY_CASES = 10_000
+
+MODULES = ("planes", "frequencies", "rans")
+
+
+def compare(row: KernelRow, cases: range) -> None:
+    for seed in cases:
+        found = row.run(*row.inputs(random.Random(seed)))
+        expected = row.reference(*row.inputs(random.Random(seed)))
+        assert found == expected, f"{row.name}, case {seed}"
+
+
+def kernels_of(module_name: str) -> set[str]:
+    """Public functions that are compiled, or that call a compiled one of the same name with an underscore."""
+    module = import_module(f"modelcodec.kernels.{module_name}")
+    found = set()
+    for name, value in vars(module).items():
+        home = getattr(value, "__module__", "") == module.__name__
+        compiled = isinstance(value, Dispatcher) and value.targetoptions.get("inline") != "always" and value.py_func.__module__ == module.__name__
+        wraps = callable(value) and home and isinstance(vars(module).get(f"_{name.removesuffix('_split')}"), Dispatcher)
+        if not name.startswith("_") and (compiled or wraps):
+            found.add(f"{module_name}.{name}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_kernel_has_a_row(module: str) -> None:
+    assert kernels_of(module) <= {row.name for row in KERNEL_ROWS}
+
+
+@pytest.mark.parametrize("row", KERNEL_ROWS, ids=lambda row: row.name)
+def test_kernel_is_its_reference(row: KernelRow) -> None:
+    compare(row, range(CASES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", KERNEL_ROWS, ids=lambda row: row.name)
+def test_kernel_is_its_reference_many_times(row: KernelRow) -> None:
+    compare(row, range(MANY_CASES))
+
+
+def test_kernels_without_vector_code_are_their_references() -> None:
+    """The other arm, which processors without AVX-512 take."""
+    script = "import sys; sys.path.insert(0, 'tests'); import test_kernels as t\nfor row in t.KERNEL_ROWS: t.compare(row, range(40))\nfrom modelcodec.kernels import arms; print(arms.ARM)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "NUMBA_CPU_NAME": "haswell"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "scalar\n"), done.stderr

@@ -1,0 +1,160 @@
+"""Scale classes: groups of frames that share tables come back bit for bit, are smaller where rows and columns have scales, and refuse damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from reference_decoder import restore
+
+import modelcodec
+from modelcodec import frame
+from modelcodec.errors import CorruptFile, ModelCodecError
+from modelcodec.formats import container
+from modelcodec.kernels.frequencies import Table
+from modelcodec.recipe import Recipe
+from modelcodec.scale_classes import find
+from modelcodec.stage import FrameContext, Plan, Shared
+from modelcodec.stages.class_rans import ClassRans, ScaleClasses
+from modelcodec.stages.split_float import SplitFloat
+from modelcodec.types import DTYPE_BY_NAME, TensorSpec
+
+
+def scaled(rows: int, columns: int, dtype: type = ml_dtypes.bfloat16, seed: int = 0) -> np.ndarray:
+    """Weights whose rows and columns have scales of their own, with a few numbers that no table foresees."""
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((rows, columns)) * 0.02
+    weights *= np.exp(rng.standard_normal((rows, 1)) * 0.5) * np.exp(rng.standard_normal((1, columns)))
+    weights = weights.astype(np.float32)
+    weights.reshape(-1)[rng.integers(0, rows * columns, 20)] = [0, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-40, -0.0, 65504, 1e-30] * 2
+    with np.errstate(over="ignore"):
+        return weights.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("shape", [(64, 65), (300, 77), (5, 4000), (2048, 1024), (1200, 700, 3, 1), (9000, 100)])
+def test_round_trip_through_a_file(tmp_path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    weights = scaled(shape[0], int(np.prod(shape[1:])), dtype).reshape(shape)
+    data = modelcodec.save({"w": weights}, level=9)
+    small, fast = len(data), len(modelcodec.save({"w": weights}, level=5))
+    assert small <= fast
+    with modelcodec.open(_kept(tmp_path, data)) as file:
+        assert file.get_tensor("w").tobytes() == weights.tobytes()
+        for first in (0, 1, shape[0] // 2, shape[0] - 3):
+            assert file.get_slice("w")[first : first + 2].tobytes() == weights[first : first + 2].tobytes()
+
+
+def _kept(folder: Path, data: bytes) -> Path:
+    path = folder / "w.mcodec.safetensors"
+    path.write_bytes(data)
+    return path
+
+
+def test_scales_are_worth_several_percent_and_tell_the_newer_version() -> None:
+    weights = scaled(1024, 1024)
+    small, plain = modelcodec.save({"w": weights}, level=9), modelcodec.save({"w": weights}, level=5)
+    assert len(small) < 0.97 * len(plain)
+    assert b'"modelcodec":"0.2"' in small[:400]
+    assert b'"modelcodec":"0.1"' in plain[:400]
+    (entry,) = container.read(memoryview(small), "").tensors
+    assert entry.kind == container.CODED_SHARED
+    assert len(entry.shared) == 1
+
+
+def test_the_reference_decoder_agrees(tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    modelcodec.save_file({"w": scaled(40, 130), "v": scaled(33, 200, np.float32)}, tmp_path / "w.mcodec.safetensors", level=9)
+    modelcodec.decompress(tmp_path / "w.mcodec.safetensors", source)
+    data = (tmp_path / "w.mcodec.safetensors").read_bytes()
+    assert restore(data) == source.read_bytes()
+
+
+def _group(rows: int = 70, columns: int = 90) -> tuple[np.ndarray, Plan, FrameContext]:
+    x = scaled(rows, columns).reshape(-1).view(np.uint16)
+    found = find(x, columns, 7, (7, 6, 5))
+    assert found is not None
+    spec = TensorSpec("w", DTYPE_BY_NAME["BF16"], (rows, columns))
+    shared = Shared(found.classes.write())
+    return x, Plan(SplitFloat(found.low_bits), {"symbols": Plan(ClassRans())}), FrameContext(spec, 0, x.size, shared)
+
+
+def test_shared_parts_survive_writing() -> None:
+    _, _, context = _group()
+    assert context.shared is not None
+    assert ScaleClasses.read(context.shared.data).write() == context.shared.data
+
+
+def test_damage_is_found_and_never_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, plan, context = _group(64, 65)
+    coded = bytearray(frame.encode(x, plan, context, 0).join())
+    out = np.empty_like(x)
+    frame.decode(memoryview(coded), 0, out, "whole", context)
+    assert np.array_equal(out, x)
+    for bit in [*range(8 * 40), *range(8 * 40, 8 * len(coded), 11)]:
+        coded[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ModelCodecError):
+            frame.decode(memoryview(coded), 0, out, "flipped", context)
+        coded[bit // 8] ^= 1 << bit % 8
+    # Without digests nothing may crash, hang or raise anything foreign, whatever the shared part or the payload say.
+    monkeypatch.setattr(frame, "CHECK_DIGESTS", False)
+    assert context.shared is not None
+    shared, rng = bytearray(context.shared.data), np.random.default_rng(1)
+    for _ in range(3000):
+        damaged, payload = bytearray(shared), bytearray(coded)
+        for target in (damaged, payload):
+            if rng.integers(2):
+                target[rng.integers(len(target))] = rng.integers(256)
+        try:
+            frame.decode(memoryview(payload), 0, out, "random", FrameContext(context.spec, 0, x.size, Shared(bytes(damaged))))
+        except ModelCodecError:
+            pass
+
+
+def test_class_rans_needs_its_place() -> None:
+    x, plan, context = _group()
+    coded = memoryview(frame.encode(x, plan, context, 0).join())
+    with pytest.raises(CorruptFile, match="not known"):
+        frame.decode(coded, 0, np.empty_like(x), "alone")
+    with pytest.raises(CorruptFile, match="rows"):
+        frame.decode(coded, 0, np.empty_like(x), "below", FrameContext(context.spec, 90, x.size, context.shared))
+
+
+@pytest.mark.parametrize("wrong", ["scale", "thresholds", "bits", "symbol", "classes", "rest"])
+def test_wrong_shared_parts(wrong: str) -> None:
+    table = Table(11, np.array([3, 5], np.uint16), np.array([1000, 1000], np.uint16), 48)
+    scales, thresholds, tables = np.array([0, 63], np.uint8), np.array([10, 20], np.uint8), (table,) * 3
+    good = ScaleClasses(scales, scales, thresholds, tables).write()
+    ScaleClasses.read(good)
+    if wrong == "scale":
+        data = ScaleClasses(scales + np.uint8(1), scales, thresholds, tables).write()
+    elif wrong == "thresholds":
+        data = ScaleClasses(scales, scales, thresholds[::-1].copy(), tables).write()
+    elif wrong == "bits":
+        data = good[:9] + bytes([12]) + good[10:]
+    elif wrong == "symbol":
+        high = Table(11, np.array([3, 1023], np.uint16), table.frequencies, 48)
+        data = ScaleClasses(scales, scales, thresholds, (table, table, high)).write()
+    elif wrong == "classes":
+        data = ScaleClasses(scales, scales, np.arange(32, dtype=np.uint8), (table,) * 33).write()
+    else:
+        data = good + b"\0"
+    with pytest.raises(CorruptFile):
+        ScaleClasses.read(data)
+
+
+def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
+    source = tmp_path / "m.safetensors"
+    modelcodec.save_file({str(k): scaled(600, 300, seed=k) for k in range(4)}, tmp_path / "m.mcodec.safetensors", level=9)
+    modelcodec.decompress(tmp_path / "m.mcodec.safetensors", source)
+    for threads in (1, 2, 5):
+        modelcodec.compress(source, tmp_path / f"{threads}", level=9, threads=threads)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes() == (tmp_path / "5").read_bytes()
+
+
+def test_rules_keep_their_own_plans() -> None:
+    weights = scaled(64, 256)
+    recipe = Recipe.from_toml('[[rule]]\ntensors = "w"\nplan = "split_float(symbols:rans)"\n')
+    (entry,) = container.read(memoryview(modelcodec.save({"w": weights}, level=9, recipe=recipe)), "").tensors
+    assert entry.kind == container.CODED
