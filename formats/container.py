@@ -410,8 +410,6 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
         table = json.loads(header, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         raise UnsupportedFile(f"{where}: not a modelcodec file (its start is no safetensors header), or damaged") from None
-    if not header.rstrip(b" ").endswith(b"}") or (8 + len(header)) % ALIGNMENT:
-        raise corrupt("its padding is not spaces up to a multiple of 8")
     if not isinstance(table, dict):
         raise UnsupportedFile(f"{where}: not a modelcodec file (its start is no safetensors header)")
     metadata = table.pop("__metadata__", {})
@@ -420,6 +418,8 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
         raise UnsupportedFile(f"{where}: a safetensors file, but not one that modelcodec wrote")
     if not marked or DIRECTORY not in table:
         raise corrupt("a marker without directory, or a directory without marker")
+    if not header.rstrip(b" ").endswith(b"}") or (8 + len(header)) % ALIGNMENT:
+        raise corrupt("its padding is not spaces up to a multiple of 8")
     if not all(isinstance(v, str) for v in metadata.values()):
         raise corrupt("metadata are not strings")
     _check_version(metadata.pop(MARKER), where)

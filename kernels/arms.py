@@ -1,7 +1,7 @@
 """Which arm of the kernels runs on this processor; known before anything is compiled.
 
-An x86 intrinsic compiled for a processor without it aborts the whole process, so an arm is chosen from what numba will compile for, never by trying. A new arm is a
-name here, a file `rans_<arm>.py` and a line in `rans.py`. All arms give the same bytes.
+An x86 intrinsic compiled for a processor without it aborts the whole process, so an arm is chosen from what numba will compile for, never by trying. A new arm
+is a name here, a file `rans_<arm>.py` and a line in `rans.py`. All arms give the same bytes.
 """
 
 from __future__ import annotations

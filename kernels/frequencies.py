@@ -34,6 +34,7 @@ class Status(IntEnum):
     STATES = 4
     ESCAPES = 5
     SYMBOL = 6
+    PADDING = 7
 
     @property
     def fact(self) -> str:
@@ -49,6 +50,7 @@ _FACTS = {
     Status.STATES: "a coder does not end in its final state",
     Status.ESCAPES: "the number of escaped words is wrong",
     Status.SYMBOL: "a symbol is out of range",
+    Status.PADDING: "the padding of a bit plane is not zero",
 }
 
 U1, U2, SPLIT2, SPLIT4 = 0, 1, 2, 3
@@ -332,7 +334,7 @@ def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> 
 
 
 def coded_bits(counts: Array, table: Table, width: int) -> int | None:
-    """Bits that words with these counts (int64, index = symbol) take with the table; None where a word has no code. The table is included, final states are not."""
+    """Bits for words with these counts (int64, index = symbol) and for the table itself; None where a word has no code. Final states do not count."""
     known = table.symbols < counts.size
     coded, frequencies = counts[table.symbols[known]], table.frequencies[known]
     escaped = int(counts.sum()) - int(coded.sum())

@@ -1,8 +1,8 @@
 """`kernel`: numba's njit with the settings of this project and a cache on disk that notices every edit of any kernel.
 
-numba's own cache looks at one source file only and would run old code after an edit of an imported one. Here compiled code lies in a folder whose name is a hash of all
-kernel sources, of the versions of numba and llvmlite, and of the processor that is compiled for. The folder is the user's own and private, since loading a compiled
-function unpickles it. Where no such folder can be had (read-only home), kernels work and are compiled anew in each process.
+numba's own cache looks at one source file only and would run old code after an edit of an imported one. Here compiled code lies in a folder whose name is a
+hash of all kernel sources, of the versions of numba and llvmlite, and of the processor that is compiled for. The folder is the user's own and private, since
+loading a compiled function unpickles it. Where no such folder can be had (read-only home), kernels work and are compiled anew in each process.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 inlined = njit(forceinline=True, nogil=True, error_model="numpy")
-"""For small parts of kernels: compiled for themselves, then put in the place of each call. Nest these only a level or two deep: each level is optimised again by the next."""
+"""For small parts of kernels: compiled by themselves, then put in the place of each call. Each level of these optimises all below it again: nest one or two."""
 
 
 def piece(signature: Any) -> Callable[[Callable[..., Any]], Any]:

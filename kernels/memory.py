@@ -1,7 +1,7 @@
 """Raw memory for kernels: an address is an int64, a value is loaded from or stored to it at any alignment.
 
-Kernels get addresses instead of arrays so that one compiled version serves read-only, unaligned and memory-mapped arrays. Nothing here checks bounds: whoever calls has
-proved that the bytes are there.
+Kernels get addresses instead of arrays so that one compiled version serves read-only, unaligned and memory-mapped arrays. Nothing here checks bounds: whoever
+calls has proved that the bytes are there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Interleaved rANS (docs/stages.md, section rans), alone and fused with split_float: the same bytes either way, but words go between memory and coder once.
 
-Whole rounds of 64 lanes go through the vector code of this processor's arm, as long as every byte that it may touch is provably there; what is left goes through the scalar
-code here, which proves each step. Sizes of the callers' arrays are checked in Python, everything else that is untrusted (units, states, escaped words, the table) in the
-kernels, which return a status, raise nothing and allocate nothing.
+Whole rounds of 64 lanes go through the vector code of this processor's arm, as long as every byte that it may touch is provably there; what is left goes
+through the scalar code here, which proves each step. Sizes of the callers' arrays are checked in Python, everything else that is untrusted (units, states,
+escaped words, the table) in the kernels, which return a status, raise nothing and allocate nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from numba.types import int64, uint64
 
 from modelcodec.kernels import arms
 from modelcodec.kernels.frequencies import (
+    MAX_BITS,
     MAX_FREQUENCIES,
+    MIN_BITS,
     SPLIT2,
     SPLIT4,
     U1,
@@ -32,7 +34,7 @@ from modelcodec.kernels.frequencies import (
     reciprocal,
     require,
     write_table,
-)  # fmt: skip
+)
 from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import (
     address_of,
@@ -48,7 +50,7 @@ from modelcodec.kernels.memory import (
     store_u32,
     store_u64,
     trailing_zeros,
-)  # fmt: skip
+)
 from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE
 
 if arms.ARM == "avx512vbmi":
@@ -57,14 +59,14 @@ else:
     from modelcodec.kernels.rans_scalar import pack_rounds, unpack_rounds
 
 __all__ = [
-    "Packed", "Status", "Table", "coded_bits", "histogram", "histogram_split", "normalise", "pack", "pack_bound", "pack_reference", "pack_split", "read_table", "unpack",
-    "unpack_reference", "unpack_split", "write_table",
+    "Packed", "Status", "Table", "coded_bits", "histogram", "histogram_split", "normalise", "pack", "pack_bound", "pack_reference", "pack_split", "read_table",
+    "unpack", "unpack_reference", "unpack_split", "write_table",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
 _OK, _TABLE, _SIZE, _UNITS = int(Status.OK), int(Status.TABLE), int(Status.SIZE), int(Status.UNITS)
-_FINAL, _ESCAPES, _SYMBOL = int(Status.STATES), int(Status.ESCAPES), int(Status.SYMBOL)
+_FINAL, _ESCAPES, _SYMBOL, _PADDING = int(Status.STATES), int(Status.ESCAPES), int(Status.SYMBOL), int(Status.PADDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,14 +257,14 @@ def unpack_frame(
 ):
     """Decode n words into `out`. Addresses: payload (untrusted), out, rest, low, symbols and frequencies (u2, n_symbols of them), work. Returns a status.
 
-    The caller has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; work has NOTES + n / 8 + 8 bytes; the lanes and
-    bits are in range, no number is negative or above 2^32.
+    The caller has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; work has NOTES + n / 8 + 8 bytes; lanes
+    and bits are in range, and no number is negative or above 2^32.
     """
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
     n_states = groups << lanes_log2
     if n_payload != 2 * (units_a + units_b) + 4 * n_states + n_escapes * width:
         return _SIZE
-    most = (1 << (15 - s)) - 1 if kind == SPLIT2 or kind == SPLIT4 else (1 << (8 * width)) - 1
+    most = (1 << (15 - s)) - 1 if kind >= SPLIT2 else (1 << (8 * width)) - 1
     if not _rank_tables(bits, symbols, frequencies, n_symbols, escape, most, work):
         return _TABLE
     for rank in range(n_symbols + (escape > 0)):
@@ -282,6 +284,11 @@ def unpack_frame(
     for i in range(n_states):
         if load_u32(work + STATES + 4 * i) != 65536:
             return _FINAL
+    if kind >= SPLIT2 and n & 7:
+        _rest_numbers(rest, n, n & ~63, n & 63, s + 1, work + NUMBERS)
+        for i in range(n & 63, ((n & 63) + 7) & ~7):
+            if load_u16(work + NUMBERS + 2 * i):
+                return _PADDING
     return _patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
 
 
@@ -299,7 +306,10 @@ def _unpack(
 
 @piece(int64(*(int64,) * 15))
 def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, n_symbols, escape, units, states, work):
-    """Scalar: words `last - 1` down to `first`, a multiple of 64; units are written upwards, so in reverse. Returns the place after them, or 0 if a word has no code."""
+    """Scalar: words `last - 1` down to `first`, a multiple of 64. Units are written upwards, so in reverse. Returns the place after them.
+
+    Returns 0 where a word has no code.
+    """
     lanes = (int64(1) << lanes_log2) - 1
     for base in range(first + ((last - first - 1) & ~63), first - 1, -64):
         m = min(64, last - base)
@@ -325,7 +335,7 @@ def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, n_
             q -= q * f > x
             store_u32(state, (q << bits) + x - q * f + load_u16(work + START + 2 * rank))
         store_u64(work + NOTES + (base >> 3), note)
-        if kind == SPLIT2 or kind == SPLIT4:
+        if kind >= SPLIT2:
             _split(kind, s, words, rest, low, n, base, m, work)
     return units
 
@@ -347,7 +357,7 @@ def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symb
     NOTES + n / 8 + 8 + 2 * n + 512 bytes.
     """
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
-    space = 1 << (15 - s) if kind == SPLIT2 or kind == SPLIT4 else 1 << (8 * width)
+    space = 1 << (15 - s) if kind >= SPLIT2 else 1 << (8 * width)
     if not _rank_tables(bits, symbols, frequencies, n_symbols, escape, space - 1, work):
         return _TABLE, 0, 0, 0
     for symbol in range(space):
@@ -412,7 +422,7 @@ def pack_bound(n: int, width: int, lanes_log2: int, groups: int) -> int:
 
 
 def _require_lanes(n: int, lanes_log2: int, groups: int, table: Table) -> None:
-    require(n < 1 << 31, "too many words for one payload")
+    require(n < 1 << 31 and MIN_BITS <= table.bits <= MAX_BITS, "too many words for one payload, or no such table")
     require(0 <= lanes_log2 <= 6 and (groups == 1 or (groups == 2 and lanes_log2 == 6)), "no such number of lanes and groups")
     require(
         table.symbols.dtype == np.uint16 and table.frequencies.dtype == np.uint16 and table.symbols.size == table.frequencies.size,
@@ -459,7 +469,10 @@ def unpack(payload: Array, table: Table, lanes_log2: int, groups: int, units_a: 
 def unpack_split(
     payload: Array, table: Table, lanes_log2: int, groups: int, units_a: int, units_b: int, n_escapes: int, s: int, rest: Array, low: Array | None, out: Array
 ) -> Status:
-    """Decode symbols as `unpack` does and join them with `rest` (u1, bit planes) and `low` (u2, for out of u4) to the words of split_float, straight into `out` (u2 or u4)."""
+    """Decode symbols as `unpack` does and join them with their rest to split_float's words, straight into `out` (u2 or u4).
+
+    rest: u1, bit planes. low: u2, for `out` of u4 only.
+    """
     flat(payload, (1,)), flat(out, (2, 4))
     kind = _require_rest(out, s, rest, low)
     return _call_unpack(
@@ -481,7 +494,7 @@ def _call_pack(kind: int, s: int, words: Array, width: int, table: Table, lanes_
 
 
 def pack(x: Array, table: Table, lanes_log2: int, groups: int, out: Array) -> Packed:
-    """Code the symbols x (u1 or u2) into `out` (u1, at least `pack_bound` long). Symbols without a frequency are escaped; without an escape they give Status.SYMBOL."""
+    """Code the symbols x (u1 or u2) into `out` (u1, `pack_bound` bytes). A symbol without a frequency is escaped; without an escape it gives Status.SYMBOL."""
     width = flat(x, (1, 2)).dtype.itemsize
     return _call_pack(U1 if width == 1 else U2, 0, x, width, table, lanes_log2, groups, out, 0, 0)
 
@@ -499,7 +512,8 @@ def pack_split(words: Array, s: int, table: Table, lanes_log2: int, groups: int,
 def _reference_order(n: int, lanes_log2: int, groups: int) -> list[list[list[tuple[int, int]]]]:
     """For each group, for each round, the (lane, word) pairs in the order in which they take units."""
     lanes = 1 << lanes_log2
-    n_a = n if groups == 1 else min(n, 64 * (-(-(-(-n // 64)) // 2)))
+    rounds = (n + 63) // 64
+    n_a = n if groups == 1 else min(n, 64 * ((rounds + 1) // 2))
     lane_of = [16 * (r % 4) + r // 4 if lanes == 64 else r for r in range(lanes)]
     return [
         [sorted((lane_of[r], first + r) for r in range(min(lanes, end - first))) for first in range(begin, end, lanes)]
@@ -533,7 +547,7 @@ def pack_reference(x: Array, table: Table, lanes_log2: int, groups: int) -> tupl
         all_states += states
     escaped = x[~np.isin(x, table.symbols)]
     n_units = [len(units) for units in all_units] + [0]
-    payload = np.array(sum(all_units, []), "<u2").tobytes() + np.array(all_states, "<u4").tobytes() + escaped.tobytes()
+    payload = np.array([unit for units in all_units for unit in units], "<u2").tobytes() + np.array(all_states, "<u4").tobytes() + escaped.tobytes()
     return payload, Packed(Status.OK, n_units[0], n_units[1], escaped.size, len(payload))
 
 

@@ -1,10 +1,10 @@
 """The AVX-512 VBMI arm of `rans`: whole rounds of 64 lanes, both groups side by side, since one alone would wait for itself.
 
-A group's 64 states are four vectors of 16, and word r of a round belongs to place r / 4 of vector r mod 4. So quantities of the words, as bytes in the order of the words, are
-taken apart by shifts into the four vectors, by way of u16s: those of vectors 0 and 2 ("even") and of 1 and 3 ("odd"). No table is read by gathers, which are slow; tables are
-permuted, 128 bytes at a time, and both groups share what is loaded.
+A group's 64 states are four vectors of 16, and word r of a round belongs to place r / 4 of vector r mod 4. So quantities of the words, as bytes in the order
+of the words, are taken apart by shifts into the four vectors, by way of u16s: those of vectors 0 and 2 ("even") and of 1 and 3 ("odd"). No table is read by
+gathers, which are slow: tables are permuted, 128 bytes at a time.
 
-Coding itself knows words of 16 bits only: symbols above a rest, or symbols alone. Other words are narrowed or widened by a pass over pieces that stay in the first cache.
+Coding itself knows words of 16 bits only: symbols above a rest, or symbols alone. Other words are narrowed or widened in pieces that stay in the first cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.types import int64, uint64
 
-from modelcodec.kernels.frequencies import SPLIT2, SPLIT4, U1, U2, reciprocal
+from modelcodec.kernels.frequencies import SPLIT2, SPLIT4, U1, reciprocal
 from modelcodec.kernels.jit import piece
 from modelcodec.kernels.memory import fill, load_u8, load_u16, store_u8, store_u16
 from modelcodec.kernels.rans_layout import (
@@ -42,6 +42,7 @@ from modelcodec.kernels.simd import Vector, bit_fields, compress, emit, expand, 
 
 _I64 = ir.IntType(64)
 _Planes = types.UniTuple(int64, 8)
+"""Places of the planes of 8, 4, 2, 1 bits, then the bytes from block to block in each."""
 _BYTES_A_ROUND = 128
 """A round takes at most this many bytes of units and, loading whole vectors, touches no more."""
 
@@ -97,7 +98,7 @@ def _part(even: Vector, odd: Vector, v: int) -> Vector:
 
 
 def _planes(builder: Any, r: Any) -> tuple[list[Any], list[Any]]:
-    """For the planes of 8, 4, 2, 1 bits: all ones where numbers of r bits have this plane, else zero; and where in the byte above the plane of 8 its bits stand."""
+    """For the planes of 8, 4, 2, 1 bits: all ones where r-bit numbers have it, else zero; and where its bits stand in the byte above the plane of 8."""
     one = _i64(1)
     there = [builder.and_(builder.lshr(r, _i64(at)), one) for at in (3, 2, 1, 0)]
     low2 = builder.shl(there[1], _i64(2))
@@ -129,7 +130,7 @@ def _prepare_rest(builder: Any, s: Any, r: Any, work: Any) -> None:
 def _rest_words(builder: Any, planes: Sequence[Any], work: Any) -> list[Vector]:
     """Sign and lowest s bits of 64 words of 16 bits, from the places of their rest in its planes; a plane that does not exist has the address of any 64 bytes.
 
-    Made as low and high bytes. The lowest 8 bits are the plane of 8, if there is one; the other planes make up one byte, in which the sign is the highest bit in use.
+    Made as low and high bytes. The lowest 8 bits are the plane of 8, if there is one; the other planes make up one byte, where the sign is the highest bit.
     """
     *constants, up = [load(builder, offset(builder, work, CONSTANTS + 64 * i), bits, 512 // bits) for i, bits in enumerate([8] * 10 + [16])]
     is_seven, low_top, low_8, high_top = constants[3:7]
@@ -293,9 +294,10 @@ def _two_rounds(n_slots: int, n_ranks: int) -> Any:
 def _unpack_loop(two_rounds: Any) -> Any:
     @emit(types.UniTuple(int64, 3)(*(int64,) * 8, _Planes, *(int64,) * 6))
     def rounds(
-        builder: Any, a: Any, b: Any, limit: Any, count: Any, k_a: Any, k_b: Any, to_a: Any, to_b: Any, planes: Any, s: Any, r: Any, bits: Any, escape: Any, work: Any, states_b: Any
+        builder: Any, a: Any, b: Any, limit: Any, count: Any, k_a: Any, k_b: Any, to_a: Any, to_b: Any, planes: Any,
+        s: Any, r: Any, bits: Any, escape: Any, work: Any, states_b: Any,
     ) -> Any:  # fmt: skip
-        """`count` rounds of each group, less where units could be read past `limit`. The k_a-th and k_b-th 64 words come first. Returns rounds done, places in the units."""
+        """`count` rounds of each group from the k_a-th and k_b-th 64 words on, less where units could be read past `limit`. Returns rounds, places."""
 
         def more(current: Any) -> Any:
             i, a, b = current[-1], current[-3], current[-2]
@@ -337,7 +339,7 @@ def _narrow(builder: Any, to: Any, words: Any) -> None:
 
 @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
 def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a, bits, groups, n_symbols, escape, work):
-    """Decode rounds of 64 lanes while nothing outside the payload can be read. Returns how many were decoded in each group, and the places after the units that they took.
+    """Decode rounds of 64 lanes while nothing outside the payload can be read. Returns how many in each group, and the places after their units.
 
     A single group is decoded twice at once, both times to the same place.
     """
@@ -354,10 +356,10 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
     for rank in range(n_symbols + (escape > 0)):
         store_u16(work + SHIFTED + 2 * rank, load_u16(work + VALUE + 2 * rank) << s)
     limit = payload_end - _BYTES_A_ROUND
-    split = kind == SPLIT2 or kind == SPLIT4
+    split = kind >= SPLIT2
     r = s + 1 if split else 0
     planes = _plane_places(rest, n, r, work + NUMBERS)
-    direct = kind == SPLIT2 or kind == U2
+    direct = U1 < kind < SPLIT4
     at_once = whole if direct else ROUNDS_AT_ONCE
     go_on = True
     while go_on and done < whole:
@@ -392,11 +394,11 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
 
 
 def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
-    """A round of each group, for symbols that lie in less than n_near values, with at most n_ranks ranks. Returns states, places after the units, and the escapes so far."""
+    """A round of each group, for symbols among n_near - 1 neighbours, at most n_ranks ranks. Gives states, places after the units, and the escapes so far."""
 
     def rounds(
-        builder: Any, states: Any, a: Any, b: Any, escapes: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any, s: Any, r: Any, mask: Any, first: Any, bits: Any,
-        escape: Any, work: Any,
+        builder: Any, states: Any, a: Any, b: Any, escapes: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any,
+        s: Any, r: Any, mask: Any, first: Any, bits: Any, escape: Any, work: Any,
     ) -> Any:  # fmt: skip
         shift, all_bits = splat(builder, s, 16, 32), splat(builder, mask, 16, 32)
         base, below = splat(builder, first, 16, 32), splat(builder, builder.sub(builder.shl(_i64(1), s), _i64(1)), 16, 32)
@@ -449,10 +451,10 @@ def _high_product(x: Vector, y: Vector) -> Vector:
 def _pack_loop(two_rounds: Any) -> Any:
     @emit(types.Tuple((int64, int64, uint64))(*(int64,) * 7, _Planes, *(int64,) * 8))
     def rounds(
-        builder: Any, a: Any, b: Any, count: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any, s: Any, r: Any, mask: Any, first: Any, bits: Any, escape: Any,
-        work: Any, states_b: Any,
+        builder: Any, a: Any, b: Any, count: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any,
+        s: Any, r: Any, mask: Any, first: Any, bits: Any, escape: Any, work: Any, states_b: Any,
     ) -> Any:  # fmt: skip
-        """`count` rounds of each group, the last one first. The k_a-th and k_b-th 64 words are the lowest ones. Returns places after the units, and the escapes together."""
+        """`count` rounds of each group, backwards, down to the k_a-th and k_b-th 64 words. Returns places after the units, and the escapes together."""
 
         def more(current: Any) -> Any:
             return builder.icmp_signed(">", current[-1], _i64(0))
@@ -492,7 +494,7 @@ def _widen(builder: Any, words: Any, to: Any) -> None:
 
 @piece(types.void(int64, int64, int64))
 def _packing_tables(bits, n_ranks, work):
-    """DIVISOR, BIAS and the multipliers: quotients by a 32-bit product and a shift, where a frequency of 1 takes one less than the quotient and mends it by the bias."""
+    """DIVISOR, BIAS, multipliers: quotients by a 32-bit product and a shift; a frequency of 1 gets one less than the quotient, which its bias mends."""
     for rank in range(n_ranks):
         f, bias = load_u16(work + FREQUENCY + 2 * rank), load_u16(work + START + 2 * rank)
         m, k, _ = reciprocal(f, bits)
@@ -506,7 +508,7 @@ def _packing_tables(bits, n_ranks, work):
 
 @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
 def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work):
-    """Code the first `whole` rounds of each group, the last one first, unless the table does not suit. Returns rounds that are left, and the places after the units."""
+    """Code the first `whole` rounds of each group, backwards, if the table suits. Returns rounds that are left, and the places after the units."""
     first = load_u16(work + VALUE)
     spread = load_u16(work + VALUE + 2 * (n_symbols - 1)) - first + 1
     if n_symbols > 255 or spread > 1023:
@@ -520,10 +522,10 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbol
         k_b, states_b = n_a >> 6, work + STATES + 256
     else:
         b = a
-    split = kind == SPLIT2 or kind == SPLIT4
+    split = kind >= SPLIT2
     r, mask = (s + 1, 32767) if split else (0, 65535)
     planes = _plane_places(rest, n, r, work + NUMBERS)
-    direct = kind == SPLIT2 or kind == U2
+    direct = U1 < kind < SPLIT4
     at_once = whole if direct else ROUNDS_AT_ONCE
     escapes = uint64(0)
     left = whole

@@ -1,7 +1,7 @@
 """Where the kernels of `rans` keep what they need during one call: offsets, in bytes, into the call's scratch memory.
 
-Every part is written before it is read, except that vector code may load, and then not use, what lies between the parts' ends. Tables are indexed by *rank*: symbols in their
-order, the escape last.
+Every part is written before it is read, except that vector code may load, and then not use, what lies after a table's last entry. Tables are indexed by *rank*:
+symbols in their order, the escape last.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Vector types for numba, which has none: values of up to 512 bits in registers, and expressions over them that emit LLVM code.
 
-`vector(bits, lanes)` is a numba type, so kernels hold vectors in local variables and hand them to functions made with `emit`. Inside such a function a vector is a `Vector`:
-operators act lane by lane on unsigned numbers, an int stands for the same number in all lanes, comparisons give masks. The functions at the end are instructions of x86
-processors with AVX-512 VBMI; compiled for another processor they abort the process (see `arms`).
+Inside functions made with `emit` a vector is a `Vector`: operators act lane by lane on unsigned numbers, an int stands for the same number in all lanes,
+comparisons give masks. The functions at the end are instructions of x86 processors with AVX-512 VBMI; compiled for another processor they abort the process
+(see `arms`).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def emit(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def fence(builder: Any) -> None:
-    """Nothing at run time; loads stay on the side where they are written. Without it the compiler loads early and then has no registers left for what matters."""
+    """Nothing at run time; loads stay on their side. Without it the compiler loads early and then has no registers left for what matters."""
     builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
 

@@ -190,7 +190,8 @@ class TensorFile:
         kind = getattr(torch, _TORCH[dtype.name], None)
         if kind is None:
             raise UnsupportedFile(f"{self._source.where}: this version of torch has no dtype {_TORCH[dtype.name]}; use framework='np' or update torch")
-        return self._reshaped(tensor.view(kind), shape)
+        # torch views no empty tensor of bytes as wider elements.
+        return self._reshaped(tensor.view(kind) if data.size else torch.empty(0, dtype=kind), shape)
 
     def _reshaped(self, flat: Any, shape: tuple[int, ...]) -> Any:
         try:
