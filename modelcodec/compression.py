@@ -71,7 +71,8 @@ def compress_view(source: memoryview, checkpoint: Checkpoint, file: BinaryIO, se
     pieces, tail = _pieces(source, checkpoint)
     digest = hashlib.sha256(source).digest() if settings.sha256 else None
     reserve = len(source) > IN_MEMORY_BYTES
-    body: BinaryIO = file if reserve else BytesIO()
+    memory = BytesIO()
+    body: BinaryIO = file if reserve else memory
     writer = container.Writer(body, [p.item for p in pieces], checkpoint.metadata, reserve=reserve)
     ticks = _Ticks(progress, len(source))
     coded = map(ticks.group, ordered(lambda job: _encode(job, settings), _jobs(pieces), settings.threads))
@@ -81,8 +82,8 @@ def compress_view(source: memoryview, checkpoint: Checkpoint, file: BinaryIO, se
     prefix = writer.prefix(len(source), checkpoint.format, tail, digest)
     file.seek(0)
     file.write(prefix)
-    if isinstance(body, BytesIO):
-        file.write(body.getbuffer())
+    if not reserve:
+        file.write(memory.getbuffer())
 
 
 class _Ticks:
