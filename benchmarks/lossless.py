@@ -33,7 +33,8 @@ LEVELS = (1, 5, 9)
 PROMISED_LEVEL = 5
 RIVALS = ("zipnn", "openzl-entropy", "openzl-fse")
 SYNTHETIC_BYTES, QUICK_BYTES = 1 << 28, 1 << 26
-SECONDS_A_FILE = 12.0
+SECONDS, ROUNDS = 8.0, 5
+"""Each file is measured for at least as long and as many rounds, on one thread and again on all."""
 BEGIN, END = "<!-- benchmarks: lossless -->", "<!-- end -->"
 
 
@@ -161,8 +162,8 @@ class Row:
     rounds: int
 
 
-def measure(source: Source, runs: Sequence[Run], seconds: float) -> list[Row]:
-    """Warm every codec up, checking what it gives back, then let them take turns until the time is over (at least one round)."""
+def measure(source: Source, runs: Sequence[Run], seconds: float, rounds: int) -> list[Row]:
+    """Warm every codec up, checking what it gives back, then let them take turns until time and rounds are over."""
     sizes: list[int] = []
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in runs]
     for run in runs:
@@ -171,7 +172,7 @@ def measure(source: Source, runs: Sequence[Run], seconds: float) -> list[Row]:
         rest = other_bytes(source.other) if isinstance(run, PeerRun | Memcpy) else 0
         sizes.append(run.n_bytes(coded) + rest)
     begin = time.perf_counter()
-    while not times[0][0] or time.perf_counter() - begin < seconds:
+    while len(times[0][0]) < rounds or time.perf_counter() - begin < seconds:
         for run, (compress_times, decompress_times) in zip(runs, times, strict=True):
             inputs = run.fresh()
             start = time.perf_counter()
@@ -287,7 +288,7 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
         for source in sources(root, folder, Path(scratch), QUICK_BYTES if quick else SYNTHETIC_BYTES, only):
             mine: list[Row] = []
             for n in sorted({1, threads}):
-                mine += measure(source, codecs(source, n), 0 if quick else SECONDS_A_FILE)
+                mine += measure(source, codecs(source, n), *((0.0, 1) if quick else (SECONDS, ROUNDS)))
             print(table(mine), flush=True)
             if source.promised:
                 verdicts.append(verdict(source, mine))
@@ -299,7 +300,9 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
     print("\n".join(line for line, _ in verdicts))
     if not (quick or only):
         slug = re.sub(r"[^a-z0-9]+", "-", machine().lower()).strip("-")
-        with (root / "benchmarks" / "results" / f"{slug}.csv").open("w", newline="") as file:
+        results = root / "benchmarks" / "results"
+        results.mkdir(exist_ok=True)
+        with (results / f"{slug}.csv").open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([field.name for field in fields(Row)])
             writer.writerows(astuple(row) for row in rows)

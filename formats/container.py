@@ -152,16 +152,15 @@ class Writer:
                 self._put_frame(group.shared, sizes)
             for frame in group.frames:
                 self._put_frame(frame, sizes)
-                plain += varint(frame.n_bytes)
+                plain += varint(len(frame.data))
                 digests.append(frame.digest)
         self._put(bytes(-self.position % ALIGNMENT))
         row = varint(MOST_GROUP_FRAMES) + bytes(sizes) if shared else bytes(plain)
         self._finish(CODED_SHARED if shared else CODED, start, varint(frame_words) + row, digests)
 
     def _put_frame(self, frame: frames.EncodedFrame, sizes: bytearray) -> None:
-        for piece in frame.pieces:
-            self._put(piece)
-        sizes += varint(frame.n_bytes)
+        self._put(frame.data)
+        sizes += varint(len(frame.data))
 
     def take_back(self) -> None:
         """Undo the last entry: it came out larger than its tensor."""

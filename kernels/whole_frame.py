@@ -45,7 +45,7 @@ def _varint(data, at, end, most):
 def _decode(nodes, n_nodes, payload, n_payload, out, n, width, table, symbols, frequencies, work):
     """Addresses: nodes, payload (both untrusted), out, table (scratch, _LARGEST_TABLE bytes and 64 spare), work. Returns a status, or _UNUSUAL."""
     tail = 2 if width == 2 else 4
-    if n_nodes < 12 or n % 8 or load_u8(nodes) != SPLIT_FLOAT or load_u8(nodes + 1) != 1 or load_u8(nodes + 3) != RANS:
+    if n_nodes < 12 or load_u8(nodes) != SPLIT_FLOAT or load_u8(nodes + 1) != 1 or load_u8(nodes + 3) != RANS:
         return _UNUSUAL
     s = load_u8(nodes + 2)
     size, at = _varint(nodes, 4, n_nodes, int64(_LARGEST_TABLE))
@@ -69,7 +69,7 @@ def _decode(nodes, n_nodes, payload, n_payload, out, n, width, table, symbols, f
     fill(table + end - at, 0, 64)
     n_symbols, escape = _read_table(table, end - at, bits, symbol_width, symbols, frequencies)
     n_coded = 2 * (units_a + units_b) + (4 * groups << lanes_log2) + symbol_width * n_escapes
-    n_rest = n // 8 * (s + 1)
+    n_rest = (n + 7) // 8 * (s + 1)
     if n_symbols < 1 or n_payload != n_coded + n_rest + (0 if width == 2 else 2 * n):
         return _UNUSUAL
     rest = payload + n_coded

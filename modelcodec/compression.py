@@ -77,8 +77,9 @@ def compress_view(source: memoryview, checkpoint: Checkpoint, file: BinaryIO, se
     ticks = _Ticks(progress, len(source))
     coded = map(ticks.group, ordered(lambda job: _encode(job, settings), _jobs(pieces), settings.threads))
     for piece in pieces:
+        ticks.begin(len(piece.data))
         _write(writer, piece, coded)
-        ticks.entry(len(piece.data))
+        ticks.end()
     prefix = writer.prefix(len(source), checkpoint.format, tail, digest)
     file.seek(0)
     file.write(prefix)
@@ -90,15 +91,19 @@ class _Ticks:
     """Tells the caller how far it is: by groups of frames inside a tensor, exactly after each tensor."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done, self.inside = progress, total, 0, 0
+        self.progress, self.total, self.done, self.inside, self.n_bytes = progress, total, 0, 0, 0
+
+    def begin(self, n_bytes: int) -> None:
+        """The next tensor has so many bytes."""
+        self.inside, self.n_bytes = 0, n_bytes
 
     def group(self, group: container.EncodedGroup) -> container.EncodedGroup:
-        self.inside += len(group.frames) * LIMITS.frame_bytes
+        self.inside = min(self.inside + len(group.frames) * LIMITS.frame_bytes, self.n_bytes)
         self._tell(self.done + self.inside)
         return group
 
-    def entry(self, n_bytes: int) -> None:
-        self.done, self.inside = self.done + n_bytes, 0
+    def end(self) -> None:
+        self.done += self.n_bytes
         self._tell(self.done)
 
     def _tell(self, done: int) -> None:
@@ -167,7 +172,7 @@ def _shared_frame(shared: Shared, job: _Job) -> frames.EncodedFrame:
 
 def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, context: FrameContext) -> None:
     out = np.empty_like(x)
-    frames.decode(memoryview(encoded.join()), job.number + number, out, job.spec.name, context)
+    frames.decode(memoryview(encoded.data), job.number + number, out, job.spec.name, context)
     if not np.array_equal(out, x):
         where = f"{job.spec.name}, frame {job.number + number}"
         raise ModelCodecError(f"{where}: decoding what was just encoded gives other bytes; nothing was kept; report this, and check the memory")
@@ -208,7 +213,7 @@ class _SameFinder:
         sample.update(data[-SAMPLE_BYTES:])
         candidates = self._seen.setdefault((len(data), sample.intdigest()), [])
         for earlier, other in candidates:
-            if data == other:
+            if np.array_equal(frames.as_bytes(data), frames.as_bytes(other)):
                 return earlier
         candidates.append((index, data))
         return None

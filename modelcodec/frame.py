@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from modelcodec.arena import of_thread
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecError
 from modelcodec.kernels import whole_frame
 from modelcodec.kernels.whole_frame import SPLIT_FLOAT
@@ -67,14 +68,10 @@ def seal_of(head: Any, number: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame's bytes, in pieces, and the digest of what it decodes to."""
+    """A frame's bytes, and the digest of what it decodes to."""
 
-    pieces: tuple[Any, ...]
-    n_bytes: int
+    data: bytes
     digest: int
-
-    def join(self) -> bytes:
-        return b"".join(self.pieces)
 
 
 def _encode_node(x: Array, plan: Plan, context: FrameContext, head: list[bytes], payload: list[Any]) -> int:
@@ -134,6 +131,7 @@ def encode(x: Array, plan: Plan, context: FrameContext, number: int, digest: int
     """
     if digest is None:
         digest = digest_of(x)
+    of_thread.encoding.reset()
     head: list[bytes] = []
     payload: list[Any] = []
     _encode_part(x, plan, context, head, payload)
@@ -142,7 +140,7 @@ def encode(x: Array, plan: Plan, context: FrameContext, number: int, digest: int
     body = b"".join(head) + digest.to_bytes(DIGEST_BYTES, "little")
     sealed = varint(len(body) + SEAL_BYTES) + body
     sealed += seal_of(sealed, number).to_bytes(SEAL_BYTES, "little")
-    return EncodedFrame((sealed, *payload), len(sealed) + sum(len(p) for p in payload), digest)
+    return EncodedFrame(b"".join((sealed, *payload)), digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +246,7 @@ def _own(node: Node, payload: Array) -> Array:
 def _decode_part(node: Node, payload: Array, context: FrameContext | None) -> Array:
     if node.stage.id == 0:
         return as_words(_own(node, payload), node.width)
-    part = np.empty(node.n, WORD[node.width])
+    part = of_thread.decoding.words(node.n, node.width)
     _decode_node(node, payload, part, context)
     return part
 
@@ -279,6 +277,7 @@ def decode(frame: memoryview, number: int, out: Array, where: str, context: Fram
     if digest is not None:
         return digest
     head = read_head(frame, number, out.itemsize, out.size, where)
+    of_thread.decoding.reset()
     n_head = len(frame) - sum(node.layout.n_payload for node in head.root.walk())
     try:
         _decode_node(head.root, as_bytes(frame)[n_head:], out, context)

@@ -9,6 +9,7 @@ from typing import Any
 
 from modelcodec import planner
 from modelcodec.errors import BadRecipe
+from modelcodec.limits import LIMITS
 from modelcodec.planner import DEFAULT_LEVEL, LEVELS
 from modelcodec.stage import Plan, Stage
 from modelcodec.stages import STAGES, stage_of
@@ -78,8 +79,10 @@ class Recipe:
 
 def _rule(row: Any, number: int) -> Rule:
     expected = {"tensors": str, "dtypes": list, "plan": str, "level": int}
+    if not isinstance(row, dict):
+        raise BadRecipe(f"recipe, rule {number}: {row!r} is no table")
     for key, value in row.items():
-        if key not in expected or not isinstance(value, expected[key]):
+        if key not in expected or type(value) is not expected[key]:
             raise BadRecipe(f"recipe, rule {number}: {key} = {value!r} is not known; the keys are {', '.join(expected)}")
     plan = parse_plan(row["plan"]) if "plan" in row else None
     return Rule(row.get("tensors", "*"), tuple(row.get("dtypes", ())), plan, row.get("level"))
@@ -118,7 +121,7 @@ class _PlanParser:
         self.at = 0
 
     def wrong(self, fact: str) -> BadRecipe:
-        return BadRecipe(f"plan {self.text!r}, character {self.at + 1}: {fact}")
+        return BadRecipe(f"plan {self.text[:200]!r}, character {self.at + 1}: {fact}")
 
     def skip(self, token: str) -> bool:
         while self.at < len(self.text) and self.text[self.at] == " ":
@@ -137,19 +140,21 @@ class _PlanParser:
             raise self.wrong("a name or a value is missing")
         return word
 
-    def plan(self) -> Plan:
+    def plan(self, depth: int = 1) -> Plan:
+        if depth > LIMITS.depth:
+            raise self.wrong(f"stages stand more than {LIMITS.depth} deep")
+        self.skip("")
         kind = self.stage(self.until("{(,) "))
         options = self.options(kind) if self.skip("{") else {}
         then: dict[str, Plan] = {}
         if self.skip("("):
             while not self.skip(")"):
                 part = self.until(":(){},")
-                if part not in kind.parts:
-                    raise self.wrong(f"{kind.name} has no part {part!r}; its parts are {', '.join(kind.parts) or 'none'}")
+                if part not in kind.parts or part in then:
+                    raise self.wrong(f"{kind.name} has no part {part!r} left; its parts are {', '.join(kind.parts) or 'none'}")
                 if not self.skip(":"):
                     raise self.wrong("':' is missing")
-                self.skip("")
-                then[part] = self.plan()
+                then[part] = self.plan(depth + 1)
                 self.skip(",")
         return Plan(kind(**options), then)
 
@@ -164,8 +169,8 @@ class _PlanParser:
         options: dict[str, Any] = {}
         while not self.skip("}"):
             name = self.until("=},")
-            if name not in known:
-                raise self.wrong(f"{kind.name} has no option {name!r}; its options are {', '.join(sorted(known)) or 'none'}")
+            if name not in known or name in options:
+                raise self.wrong(f"{kind.name} has no option {name!r} left; its options are {', '.join(sorted(known)) or 'none'}")
             if not self.skip("="):
                 raise self.wrong("'=' is missing")
             value = self.until(",}")

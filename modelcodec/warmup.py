@@ -73,7 +73,7 @@ def _code(dtype: str, x: Array, level: int) -> None:
 
 
 def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
-    frames.decode(memoryview(frames.encode(x, plan, context, 0).join()), 0, np.empty_like(x), "warmup", context)
+    frames.decode(memoryview(frames.encode(x, plan, context, 0).data), 0, np.empty_like(x), "warmup", context)
 
 
 def uncompiled() -> Iterator[str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import forge
 import numpy as np
 import pytest
 import rows
@@ -18,6 +21,7 @@ from fixtures import FILES
 
 import modelcodec
 from modelcodec import api
+from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, CorruptFile, ModelCodecError, TruncatedFile, UnsafeInput, UnsupportedFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,19 +283,13 @@ def test_errors_have_their_kinds(tmp_path: Path, model: Path) -> None:
             function(tmp_path / "missing")
 
 
-def test_a_restored_file_that_does_not_fit_is_refused_first(tmp_path: Path) -> None:
-    """The directory tells the size: no writing until the disk is full."""
-    import forge
-
-    n = 1 << 60
-    frames = 1 << 10
-    entry = forge.Entry("x", (n,), 1, forge.CODED, frames=[forge.frame(forge.node(1, b"\0"))] * frames, frame_words=1 << 20)
-    (tmp_path / "huge.mcodec").write_bytes(forge.container([forge.skeleton(b""), forge.Entry("x", (frames << 20,), 1, forge.CODED, frames=entry.frames, frame_words=1 << 20)], source_size=frames << 20))
-    free = 1 << 29
-    import shutil
-    from unittest import mock
-
-    with mock.patch.object(shutil, "disk_usage", lambda path: (0, 0, free)), pytest.raises(OSError, match="free"):
+def test_a_restored_file_that_does_not_fit_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory tells the size: nothing is written until the disk is full."""
+    pieces = [forge.frame(forge.node(1, b"\0"))] * 1024
+    entry = forge.Entry("x", (1 << 30,), 1, forge.CODED, frames=pieces, frame_words=1 << 20)
+    (tmp_path / "huge.mcodec").write_bytes(forge.container([forge.skeleton(b""), entry], source_size=1 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 29))
+    with pytest.raises(OSError, match="free"):
         modelcodec.decompress(tmp_path / "huge.mcodec")
     assert [path.name for path in tmp_path.iterdir()] == ["huge.mcodec"]
 
@@ -306,8 +304,6 @@ def test_the_package_works_outside_the_checkout(tmp_path: Path) -> None:
 
 def test_compress_finds_an_encoder_that_is_wrong(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written is decoded before it is said to be done; a fault of memory or of the encoder keeps the destination as it was."""
-    from modelcodec import frame as frames
-
     original = frames.encode
 
     def wrong(x: Any, *rest: Any) -> Any:

@@ -32,11 +32,11 @@ def test_same_bytes_and_same_words(n: int, width: int, low_bits: int, table_bits
     plan = Plan(SplitFloat(low_bits), {"symbols": Plan(Rans(table_bits))})
     context = FrameContext(TensorSpec("x", DTYPE_BY_NAME["U16"], (n,)), 0, n)
     before = x.copy()
-    together = frame.encode(x, plan, context, 0).join()
+    together = frame.encode(x, plan, context, 0).data
     decoded_together = np.empty_like(x)
     frame.decode(memoryview(together), 0, decoded_together, "fused")
     monkeypatch.setattr(frame, "fused", lambda *stages: None)
-    apart = frame.encode(x, plan, context, 0).join()
+    apart = frame.encode(x, plan, context, 0).data
     decoded_apart = np.empty_like(x)
     frame.decode(memoryview(together), 0, decoded_apart, "apart")
     assert together == apart

@@ -44,7 +44,8 @@ def test_any_tree_comes_back(data: st.DataObject) -> None:
     "text",
     ["", " ", "nothing", "rans(", "rans)", "rans{", "rans{}x", "rans{table_bits}", "rans{table_bits=}", "rans{table_bits=x}", "rans{table_bits=-8}", "rans{other=1}",
      "rans(symbols:raw)", "split_float(symbols)", "split_float(symbols:)", "split_float(other:raw)", "split_float(symbols:rans", "rans rans", "raw{x=1}", "rans{table_bits=٣}",
-     "palette(indices:rans) extra", "zstd{level=9999999999}", "split_float(:rans)", "(raw)", "planes(plane 8:raw)"],
+     "palette(indices:rans) extra", "zstd{level=9999999999}", "split_float(:rans)", "(raw)", "planes(plane 8:raw)",
+     "split_float(symbols:raw, symbols:rans)", "rans{table_bits=8, table_bits=9}", "sparse(mask:" * 9 + "raw" + ")" * 9, "sparse(mask:" * 20_000],
 )  # fmt: skip
 def test_bad_plans_are_refused(text: str) -> None:
     with pytest.raises(BadRecipe, match="plan|is no whole number"):

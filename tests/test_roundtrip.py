@@ -65,7 +65,7 @@ def test_every_dtype_that_only_other_formats_have(dtype: DType, level: int) -> N
         spec = TensorSpec("x", dtype, (x.size // dtype.block * dtype.elements,))
         encoded = frames.encode(x, planner.plan(spec, x, level), FrameContext(spec, 0, x.size), 0)
         out = np.empty_like(x)
-        frames.decode(memoryview(encoded.join()), 0, out, name)
+        frames.decode(memoryview(encoded.data), 0, out, name)
         assert out.tobytes() == x.tobytes(), name
 
 

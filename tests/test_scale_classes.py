@@ -88,7 +88,7 @@ def test_shared_parts_survive_writing() -> None:
 
 def test_damage_is_found_and_never_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
     x, plan, context = _group(64, 65)
-    coded = bytearray(frame.encode(x, plan, context, 0).join())
+    coded = bytearray(frame.encode(x, plan, context, 0).data)
     out = np.empty_like(x)
     frame.decode(memoryview(coded), 0, out, "whole", context)
     assert np.array_equal(out, x)
@@ -114,7 +114,7 @@ def test_damage_is_found_and_never_foreign(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_class_rans_needs_its_place() -> None:
     x, plan, context = _group()
-    coded = memoryview(frame.encode(x, plan, context, 0).join())
+    coded = memoryview(frame.encode(x, plan, context, 0).data)
     with pytest.raises(CorruptFile, match="not known"):
         frame.decode(coded, 0, np.empty_like(x), "alone")
     with pytest.raises(CorruptFile, match="rows"):

@@ -31,10 +31,10 @@ def through_frame(x: Array, plan: Plan, dtype: DType) -> frames.EncodedFrame:
     before = x.tobytes()
     encoded = frames.encode(x, plan, context_of(dtype, x), 7)
     out = np.full_like(x, 0x5A)
-    digest = frames.decode(memoryview(encoded.join()), 7, out, "frame")
+    digest = frames.decode(memoryview(encoded.data), 7, out, "frame")
     assert out.tobytes() == before == x.tobytes()
     assert digest == encoded.digest == frames.digest_of(x)
-    assert encoded.n_bytes == len(encoded.join())
+    assert encoded.n_bytes == len(encoded.data)
     return encoded
 
 
@@ -79,7 +79,7 @@ def test_stage_does_what_it_is_for(row: StageRow) -> None:
     x = row.sample
     dtype = next(d for d in map(DTYPE_BY_NAME.__getitem__, (*row.dtypes, "U8", "BF16", "F32", "F64")) if d.word == x.itemsize)
     encoded = through_frame(x, parse_plan(row.plans[0]), dtype)
-    head = frames.read_head(memoryview(encoded.join()), 7, x.itemsize, x.size, "frame")
+    head = frames.read_head(memoryview(encoded.data), 7, x.itemsize, x.size, "frame")
     assert head.root.stage.name == row.name
     assert encoded.n_bytes <= row.bound * x.nbytes
 
@@ -154,7 +154,7 @@ def test_frames_know_their_number() -> None:
     x = np.arange(100, dtype=np.uint8)
     encoded = frames.encode(x, parse_plan("raw"), context_of(DTYPE_BY_NAME["U8"], x), 3)
     with pytest.raises(ModelCodecError, match="seal"):
-        frames.decode(memoryview(encoded.join()), 4, np.empty_like(x), "frame")
+        frames.decode(memoryview(encoded.data), 4, np.empty_like(x), "frame")
 
 
 def test_stage_ids_are_written_as_they_are_registered() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modelcodec.arena import of_thread
 from modelcodec.errors import CorruptFile
 from modelcodec.kernels import planes
 from modelcodec.kernels import rans as kernels
@@ -27,9 +28,10 @@ def encode(x: Array, plan: Plan, context: FrameContext) -> tuple[Encoded, Encode
     if table is None:
         return None
     lanes_log2, groups = lanes_for(x.size)
-    payload = np.empty(kernels.pack_bound(x.size, width, lanes_log2, groups), np.uint8)
-    rest = np.empty(planes.planes_size(x.size, s + 1), np.uint8)
-    low = np.empty(x.size, np.uint16) if x.itemsize == 4 else None
+    arena = of_thread.encoding
+    payload = arena.bytes(kernels.pack_bound(x.size, width, lanes_log2, groups))
+    rest = arena.bytes(planes.planes_size(x.size, s + 1))
+    low = arena.words(x.size, 2) if x.itemsize == 4 else None
     packed = kernels.pack_split(x, s, table, lanes_log2, groups, payload, rest, low)
     if packed.status:
         return None
@@ -44,7 +46,6 @@ def decode(header: bytes, rans_header: bytes, payload: Array, parts: Sequence[Ar
     All of it is untrusted but passed `layout`. Raises CorruptFile.
     """
     s = header[0]
-    _check_padding(parts[0], out.size, s + 1)
     stream = Stream.read(rans_header, 1 if s >= 7 else 2, out.size)
     low = parts[1] if len(parts) > 1 else None
     status = kernels.unpack_split(
@@ -53,17 +54,3 @@ def decode(header: bytes, rans_header: bytes, payload: Array, parts: Sequence[Ar
     if status:
         raise CorruptFile(f"rans: {status.fact}")
 
-
-def _check_padding(rest: Array, n: int, bits: int) -> None:
-    """The planes' numbers past the end are zero: the kernel reads around them."""
-    tail = n % planes.BLOCK
-    if not tail % 8:
-        return
-    octets = (tail + 7) // 8
-    last, at = [], 0
-    for width in (8, 4, 2, 1):
-        if bits & width:
-            at += (n + 7) // 8 * width
-            last.append(rest[at - octets * width : at])
-    if planes.unpack_planes(np.concatenate(last), bits, np.empty(tail, np.uint16)):
-        raise CorruptFile("split_float: a bit plane's padding is not zero")
