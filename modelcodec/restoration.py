@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ import numpy as np
 from modelcodec import frame as frames
 from modelcodec.errors import CorruptFile
 from modelcodec.formats import container
+from modelcodec.limits import LIMITS
 from modelcodec.pool import ordered
 from modelcodec.types import Array
 
@@ -51,15 +53,17 @@ def restore(source: container.Container, sink: Sink | None, threads: int, progre
     skeleton = memoryview(source.decode_entry(source.skeleton))
     source.views()
     at = 0
-    decoded = ordered(lambda job: _decode(source, job), _jobs(source), threads)
+    spare: deque[Array] = deque()  # buffers that were written out: fresh pages cost more than decoding into them
+    decoded = ordered(lambda job: _decode(source, job, spare), _jobs(source), threads)
     for entry in source.tensors:
         put(skeleton[at : at + entry.gap])
         at += entry.gap
         digests = []
         for _ in range(source.resolve(entry).n_frames):
-            out, digest = next(decoded)
+            buffer, n_bytes, digest = next(decoded)
             digests.append(digest)
-            put(memoryview(out.view(np.uint8)))
+            put(memoryview(buffer)[:n_bytes])
+            spare.append(buffer)
         container.check_tensor_digest(entry, digests, source.where)
     put(skeleton[at:])
     if sha256 and source.sha256 and sha256.digest() != source.sha256:
@@ -73,8 +77,12 @@ def _jobs(source: container.Container) -> Iterator[_Job]:
             yield _Job(holder, number)
 
 
-def _decode(source: container.Container, job: _Job) -> tuple[Array, int]:
-    out = np.empty(job.entry.words_of(job.number), frames.WORD[job.entry.spec.dtype.word])
-    return out, source.decode_frame(job.entry, job.number, out)
-
-
+def _decode(source: container.Container, job: _Job, spare: deque[Array]) -> tuple[Array, int, int]:
+    """A buffer of a full frame, the bytes decoded into it, and their digest."""
+    try:
+        buffer = spare.pop()
+    except IndexError:
+        buffer = np.empty(LIMITS.frame_bytes, np.uint8)
+    word = job.entry.spec.dtype.word
+    n_bytes = job.entry.words_of(job.number) * word
+    return buffer, n_bytes, source.decode_frame(job.entry, job.number, buffer[:n_bytes].view(frames.WORD[word]))
