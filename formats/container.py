@@ -141,8 +141,8 @@ class Writer:
         """The next entry has the bytes of an earlier one."""
         self._finish(SAME, self.position, varint(index), (), digest=self.digests[index])
 
-    def coded(self, frame_words: int, encoded: Iterable[EncodedGroup]) -> None:
-        """The next entry as groups of frames."""
+    def coded(self, frame_words: int, group_frames: int, encoded: Iterable[EncodedGroup]) -> None:
+        """The next entry as groups of `group_frames` frames; the last one may have fewer."""
         start, sizes, digests, shared = self.position, bytearray(), [], False
         plain = bytearray()
         for group in encoded:
@@ -155,7 +155,7 @@ class Writer:
                 plain += varint(len(frame.data))
                 digests.append(frame.digest)
         self._put(bytes(-self.position % ALIGNMENT))
-        row = varint(MOST_GROUP_FRAMES) + bytes(sizes) if shared else bytes(plain)
+        row = varint(group_frames) + bytes(sizes) if shared else bytes(plain)
         self._finish(CODED_SHARED if shared else CODED, start, varint(frame_words) + row, digests)
 
     def _put_frame(self, frame: frames.EncodedFrame, sizes: bytearray) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import uint16, uint32, uint64
+from numba import uint8, uint16, uint32, uint64
 
 from modelcodec.kernels.jit import inlined, kernel
 
@@ -139,7 +139,8 @@ def split_mask(x, fill, mask, values):
 def merge_mask(mask, values, fill, out):
     """The reverse.
 
-    mask and values are untrusted. Returns OK; COUNT where the ones are not as many as the values; PADDING for bits past the end; RANGE for a value that is the fill.
+    mask and values are untrusted. Returns OK; COUNT where the ones are not as many as the values; PADDING for bits past the end; RANGE for a value that is
+    the fill.
     """
     n, z, n_values = out.size, 0, values.size
     for i in range(mask.size):
@@ -285,6 +286,19 @@ def merge_words(symbols, numbers, low_bits, high):
         number = numbers[i]
         high[i] = ((number >> uint16(low_bits)) << uint16(15)) | uint16(symbol << uint32(low_bits)) | (number & mask)
     return OK if largest < limit else RANGE
+
+
+@kernel
+def same_bytes(x, y):
+    """Whether two arrays (u1, equally long) are equal; stops in the first KiB that is not."""
+    n = x.size
+    for first in range(0, n, 1024):
+        different = uint8(0)
+        for i in range(first, min(first + 1024, n)):
+            different |= x[i] ^ y[i]
+        if different:
+            return False
+    return True
 
 
 def scratch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from threading import local
 
 import numpy as np
@@ -43,8 +44,30 @@ class Arena:
 
 class _Arenas(local):
     def __init__(self) -> None:
-        self.encoding, self.decoding = Arena(), Arena()
+        self.encoding, self.decoding, self.reading_back = Arena(), Arena(), Arena()
 
 
 of_thread = _Arenas()
-"""The calling thread's own: one for the frame that it encodes, one for the frame that it decodes, since the first is read back while it is made."""
+"""The calling thread's own: for the frame that it encodes, for the parts of the one that it decodes, for what it reads back."""
+
+
+class Buffers:
+    """Buffers of one size that several threads take and give back; larger ones are made when asked for and not kept."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_bytes = n_bytes
+        self._spare: deque[Array] = deque()
+
+    def take(self, n: int) -> Array:
+        """A buffer (u1) of at least n bytes, of any contents."""
+        if n > self._n_bytes:
+            return np.empty(n, np.uint8)
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return np.empty(self._n_bytes, np.uint8)
+
+    def give(self, buffer: Array) -> None:
+        """The buffer, which `take` gave, may be overwritten from now on."""
+        if buffer.size == self._n_bytes:
+            self._spare.append(buffer)

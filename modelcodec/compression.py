@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -13,8 +13,10 @@ import numpy as np
 import xxhash
 
 from modelcodec import frame as frames
+from modelcodec.arena import Buffers, of_thread
 from modelcodec.errors import ModelCodecError
 from modelcodec.formats import container
+from modelcodec.kernels.planes import same_bytes
 from modelcodec.limits import LIMITS
 from modelcodec.planner import SMALL, byte_plan
 from modelcodec.pool import ordered
@@ -37,6 +39,12 @@ class Settings:
     threads: int
     verify: bool
     sha256: bool
+
+    @property
+    def group_frames(self) -> int:
+        """Frames that are planned together: several only where they may share something."""
+        levels = {self.level, *(rule.level for rule in self.recipe.rules)}
+        return container.MOST_GROUP_FRAMES if SMALL in levels else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +83,29 @@ def compress_view(source: memoryview, checkpoint: Checkpoint, file: BinaryIO, se
     body: BinaryIO = file if reserve else memory
     writer = container.Writer(body, [p.item for p in pieces], checkpoint.metadata, reserve=reserve)
     ticks = _Ticks(progress, len(source))
-    coded = map(ticks.group, ordered(lambda job: _encode(job, settings), _jobs(pieces), settings.threads))
+    buffers = Buffers(LIMITS.frame_bytes + (LIMITS.frame_bytes >> 4))
+    # Groups of several frames wait in smaller numbers: they are larger.
+    ahead = 2 * settings.threads if settings.group_frames == 1 else settings.threads + 1
+    groups = ordered(lambda job: _encode(job, settings, buffers), _jobs(pieces, settings.group_frames), settings.threads, ahead)
+    coded = map(ticks.group, _given_back(groups, buffers))
     for piece in pieces:
         ticks.begin(len(piece.data))
-        _write(writer, piece, coded)
+        _write(writer, piece, coded, settings.group_frames)
         ticks.end()
     prefix = writer.prefix(len(source), checkpoint.format, tail, digest)
     file.seek(0)
     file.write(prefix)
     if not reserve:
         file.write(memory.getbuffer())
+
+
+def _given_back(groups: Iterable[container.EncodedGroup], buffers: Buffers) -> Iterator[container.EncodedGroup]:
+    """The groups, whose buffers are free once the next one is asked for."""
+    for group in groups:
+        yield group
+        for frame in group.frames:
+            if frame.buffer is not None:
+                buffers.give(frame.buffer)
 
 
 class _Ticks:
@@ -111,14 +132,14 @@ class _Ticks:
             self.progress(min(done, self.total), self.total)
 
 
-def _write(writer: container.Writer, piece: _Piece, coded: Iterator[container.EncodedGroup]) -> None:
+def _write(writer: container.Writer, piece: _Piece, coded: Iterator[container.EncodedGroup], group_frames: int) -> None:
     if piece.same is not None:
         writer.same(piece.same)
         return
     spec = piece.item.spec
     if not piece.stays:
         words = _frame_words(spec)
-        writer.coded(words, islice(coded, -(-spec.n_words // (words * container.MOST_GROUP_FRAMES))))
+        writer.coded(words, group_frames, islice(coded, -(-spec.n_words // (words * group_frames))))
         if writer.last_size() < len(piece.data):
             return
         writer.take_back()
@@ -135,18 +156,18 @@ def _ordinary_frames(spec: TensorSpec) -> list[tuple[int, int]]:
     return [(at, min(step, spec.n_bytes - at)) for at in range(0, spec.n_bytes, step)]
 
 
-def _jobs(pieces: Sequence[_Piece]) -> Iterator[_Job]:
+def _jobs(pieces: Sequence[_Piece], group_frames: int) -> Iterator[_Job]:
     for piece in pieces:
         if piece.stays or piece.same is not None:
             continue
         spec = piece.item.spec
         words = _frame_words(spec)
-        step = words * spec.dtype.word * container.MOST_GROUP_FRAMES
+        step = words * spec.dtype.word * group_frames
         for group, at in enumerate(range(0, len(piece.data), step)):
-            yield _Job(spec, piece.data[at : at + step], words, group * container.MOST_GROUP_FRAMES)
+            yield _Job(spec, piece.data[at : at + step], words, group * group_frames)
 
 
-def _encode(job: _Job, settings: Settings) -> container.EncodedGroup:
+def _encode(job: _Job, settings: Settings, buffers: Buffers) -> container.EncodedGroup:
     word = job.spec.dtype.word
     x = frames.as_words(frames.as_bytes(job.data), word)
     planned = settings.recipe.plan_group(job.spec, x, job.words, settings.level)
@@ -154,7 +175,7 @@ def _encode(job: _Job, settings: Settings) -> container.EncodedGroup:
     for number, plan in enumerate(planned.plans):
         piece = x[number * job.words : (number + 1) * job.words]
         context = FrameContext(job.spec, number * job.words, piece.size, planned.shared)
-        frame = frames.encode(piece, plan, context, job.number + number)
+        frame = frames.encode(piece, plan, context, job.number + number, buffers)
         if settings.verify:
             _read_back(frame, piece, job, number, context)
         encoded.append(frame)
@@ -171,9 +192,10 @@ def _shared_frame(shared: Shared, job: _Job) -> frames.EncodedFrame:
 
 
 def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, context: FrameContext) -> None:
-    out = np.empty_like(x)
+    of_thread.reading_back.reset()
+    out = of_thread.reading_back.words(x.size, x.itemsize)
     frames.decode(memoryview(encoded.data), job.number + number, out, job.spec.name, context)
-    if not np.array_equal(out, x):
+    if not same_bytes(out.view(np.uint8), x.view(np.uint8)):
         where = f"{job.spec.name}, frame {job.number + number}"
         raise ModelCodecError(f"{where}: decoding what was just encoded gives other bytes; nothing was kept; report this, and check the memory")
 
@@ -213,7 +235,7 @@ class _SameFinder:
         sample.update(data[-SAMPLE_BYTES:])
         candidates = self._seen.setdefault((len(data), sample.intdigest()), [])
         for earlier, other in candidates:
-            if np.array_equal(frames.as_bytes(data), frames.as_bytes(other)):
+            if same_bytes(frames.as_bytes(data), frames.as_bytes(other)):
                 return earlier
         candidates.append((index, data))
         return None

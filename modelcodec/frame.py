@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from modelcodec.arena import of_thread
+from modelcodec.arena import Buffers, of_thread
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecError
 from modelcodec.kernels import whole_frame
 from modelcodec.kernels.whole_frame import SPLIT_FLOAT
@@ -68,10 +68,11 @@ def seal_of(head: Any, number: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame's bytes, and the digest of what it decodes to."""
+    """A frame's bytes, and the digest of what it decodes to. `buffer` is what the bytes lie in, where the caller lent one."""
 
-    data: bytes
+    data: Any
     digest: int
+    buffer: Array | None = None
 
 
 def _encode_node(x: Array, plan: Plan, context: FrameContext, head: list[bytes], payload: list[Any]) -> int:
@@ -124,13 +125,14 @@ def _encode_part(part: Array, plan: Plan | None, context: FrameContext, head: li
     return len(RAW_NODE) + part.nbytes
 
 
-def encode(x: Array, plan: Plan, context: FrameContext, number: int, digest: int | None = None) -> EncodedFrame:
+def encode(x: Array, plan: Plan, context: FrameContext, number: int, buffers: Buffers | None = None) -> EncodedFrame:
     """Encode the words of one frame; a frame that does not shrink becomes raw.
 
-    `number` of the frame in its tensor. `digest` of x where the caller knows it. Raises BadRecipe for a tree that no decoder would read.
+    `number` of the frame in its tensor. The result lies in one of `buffers`, if there are any, until that is given back. Raises BadRecipe for a tree that no
+    decoder would
+    read.
     """
-    if digest is None:
-        digest = digest_of(x)
+    digest = digest_of(x)
     of_thread.encoding.reset()
     head: list[bytes] = []
     payload: list[Any] = []
@@ -140,7 +142,13 @@ def encode(x: Array, plan: Plan, context: FrameContext, number: int, digest: int
     body = b"".join(head) + digest.to_bytes(DIGEST_BYTES, "little")
     sealed = varint(len(body) + SEAL_BYTES) + body
     sealed += seal_of(sealed, number).to_bytes(SEAL_BYTES, "little")
-    return EncodedFrame(b"".join((sealed, *payload)), digest)
+    if buffers is None:
+        return EncodedFrame(b"".join((sealed, *payload)), digest)
+    pieces = [np.frombuffer(piece, np.uint8) for piece in (sealed, *payload)]
+    size = sum(piece.size for piece in pieces)
+    buffer = buffers.take(size)
+    np.concatenate(pieces, out=buffer[:size])
+    return EncodedFrame(memoryview(buffer)[:size], digest, buffer)
 
 
 @dataclass(frozen=True, slots=True)

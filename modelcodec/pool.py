@@ -23,8 +23,8 @@ def thread_count(threads: int | None) -> int:
     return os.cpu_count() or 1
 
 
-def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int) -> Iterator[Result]:
-    """`work` on each job, results in the jobs' order; at most 2 results a thread are under way or waiting. The output never depends on `threads`."""
+def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int, ahead: int | None = None) -> Iterator[Result]:
+    """`work` on each job, results in the jobs' order; at most `ahead` (2 a thread) are under way or waiting. The output never depends on `threads`."""
     if threads == 1:
         for job in jobs:
             yield work(job)
@@ -34,7 +34,7 @@ def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int) ->
         try:
             for job in jobs:
                 waiting.append(pool.submit(work, job))
-                if len(waiting) >= 2 * threads:
+                if len(waiting) >= (ahead or 2 * threads):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from modelcodec import frame as frames
+from modelcodec.arena import Buffers
 from modelcodec.errors import CorruptFile
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
@@ -53,8 +51,8 @@ def restore(source: container.Container, sink: Sink | None, threads: int, progre
     skeleton = memoryview(source.decode_entry(source.skeleton))
     source.views()
     at = 0
-    spare: deque[Array] = deque()  # buffers that were written out: fresh pages cost more than decoding into them
-    decoded = ordered(lambda job: _decode(source, job, spare), _jobs(source), threads)
+    buffers = Buffers(LIMITS.frame_bytes)
+    decoded = ordered(lambda job: _decode(source, job, buffers), _jobs(source), threads)
     for entry in source.tensors:
         put(skeleton[at : at + entry.gap])
         at += entry.gap
@@ -63,7 +61,7 @@ def restore(source: container.Container, sink: Sink | None, threads: int, progre
             buffer, n_bytes, digest = next(decoded)
             digests.append(digest)
             put(memoryview(buffer)[:n_bytes])
-            spare.append(buffer)
+            buffers.give(buffer)
         container.check_tensor_digest(entry, digests, source.where)
     put(skeleton[at:])
     if sha256 and source.sha256 and sha256.digest() != source.sha256:
@@ -77,12 +75,9 @@ def _jobs(source: container.Container) -> Iterator[_Job]:
             yield _Job(holder, number)
 
 
-def _decode(source: container.Container, job: _Job, spare: deque[Array]) -> tuple[Array, int, int]:
-    """A buffer of a full frame, the bytes decoded into it, and their digest."""
-    try:
-        buffer = spare.pop()
-    except IndexError:
-        buffer = np.empty(LIMITS.frame_bytes, np.uint8)
+def _decode(source: container.Container, job: _Job, buffers: Buffers) -> tuple[Array, int, int]:
+    """A buffer, the bytes decoded into it, and their digest."""
     word = job.entry.spec.dtype.word
     n_bytes = job.entry.words_of(job.number) * word
+    buffer = buffers.take(n_bytes)
     return buffer, n_bytes, source.decode_frame(job.entry, job.number, buffer[:n_bytes].view(frames.WORD[word]))

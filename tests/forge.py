@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from modelcodec.wire import byte_string, varint
 
-ORDINARY, CODED, SAME = 0, 1, 2
+ORDINARY, CODED, SAME, CODED_SHARED = 0, 1, 2, 3
 TENSOR, SKELETON, VIEWS = 0, 1, 2
 OWN = "__modelcodec__."
 
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def stored(self) -> bytes:
-        if self.kind != CODED:
+        if self.kind not in (CODED, CODED_SHARED):
             return self.data
         data = b"".join(self.frames)
         return data + bytes(-len(data) % 8)
