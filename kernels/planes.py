@@ -293,9 +293,10 @@ def same_bytes(x, y):
     """Whether two arrays (u1, equally long) are equal; stops in the first KiB that is not."""
     n = x.size
     for first in range(0, n, 1024):
+        a, b = x[first : first + 1024], y[first : first + 1024]
         different = uint8(0)
-        for i in range(first, min(first + 1024, n)):
-            different |= x[i] ^ y[i]
+        for i in range(a.size):
+            different |= a[i] ^ b[i]
         if different:
             return False
     return True

@@ -170,7 +170,8 @@ class TensorFile:
         if 0 in spec.shape:
             return self._shaped(np.empty(0, np.uint8), spec.dtype, spec.shape)
         if spec.n_bytes > max(place.entry.spec.n_bytes, LIMITS.view_bytes):
-            raise LimitExceeded(f"{self._source.where}: {spec.name} repeats its storage up to {spec.n_bytes} bytes, {LIMITS.view_bytes} are allowed; read the storage")
+            where = f"{self._source.where}: {spec.name}"
+            raise LimitExceeded(f"{where} repeats its storage up to {spec.n_bytes} bytes, {LIMITS.view_bytes} are allowed; read the storage")
         # Untrusted: the stride of an axis of length 1 means nothing and may be anything.
         strides = tuple(s if d > 1 else 0 for d, s in zip(spec.shape, place.strides or (), strict=True))
         size = spec.dtype.bits // 8
