@@ -31,6 +31,8 @@ RAW = Plan(Raw())
 CONSTANT = Plan(Constant())
 
 _TABLE_BITS = {FAST: 8, DEFAULT_LEVEL: 11, SMALL: 12}
+_SAMPLE = {FAST: 8, DEFAULT_LEVEL: 4, SMALL: 1}
+"""A table is made from one in so many words, where there are many."""
 _BYTE_TABLE_BITS = {FAST: 11, DEFAULT_LEVEL: 12, SMALL: 12}
 _ZSTD_LEVEL = {FAST: 1, DEFAULT_LEVEL: 5, SMALL: 19}
 
@@ -214,7 +216,7 @@ def _palette(x: Array, level: int) -> Plan | None:
 
 
 def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
-    then = {"symbols": Plan(Rans(_TABLE_BITS[level]))}
+    then = {"symbols": Plan(Rans(_TABLE_BITS[level], _SAMPLE[level]))}
     if x.itemsize > 2 and (level > FAST or x.itemsize == 8):
         low = _low_plan(x, level)
         if low is not None:

@@ -9,11 +9,11 @@ from modelcodec import frame
 from modelcodec.errors import CorruptFile
 from modelcodec.stage import FrameContext, Plan
 from modelcodec.stages import fused
-from modelcodec.stages.rans import SAMPLED, Rans
+from modelcodec.stages.rans import FUSED_WORDS, Rans
 from modelcodec.stages.split_float import SplitFloat
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
 
-SIZES = (SAMPLED, SAMPLED + 1, SAMPLED + 63, (1 << 18) + 29, 1 << 19)
+SIZES = (FUSED_WORDS, FUSED_WORDS + 1, FUSED_WORDS + 63, (1 << 18) + 29, 1 << 19)
 
 
 def _words(n: int, width: int) -> np.ndarray:
@@ -27,9 +27,10 @@ def _words(n: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize(("low_bits", "table_bits"), [(7, 8), (7, 11), (6, 11), (5, 12), (10, 8), (4, 12), (13, 9), (0, 12)])
-def test_same_bytes_and_same_words(n: int, width: int, low_bits: int, table_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sample", [1, 4])
+def test_same_bytes_and_same_words(n: int, width: int, low_bits: int, table_bits: int, sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = _words(n, width)
-    plan = Plan(SplitFloat(low_bits), {"symbols": Plan(Rans(table_bits))})
+    plan = Plan(SplitFloat(low_bits), {"symbols": Plan(Rans(table_bits, sample))})
     context = FrameContext(TensorSpec("x", DTYPE_BY_NAME["U16"], (n,)), 0, n)
     before = x.copy()
     together = frame.encode(x, plan, context, 0).data
@@ -46,7 +47,7 @@ def test_same_bytes_and_same_words(n: int, width: int, low_bits: int, table_bits
 
 
 def test_padding_of_the_planes_is_checked() -> None:
-    n = SAMPLED + 1
+    n = FUSED_WORDS + 1
     x = _words(n, 2)
     both = fused(SplitFloat.id, Rans.id)
     assert both is not None

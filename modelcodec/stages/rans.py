@@ -18,8 +18,10 @@ WORDS_A_LANE = 1 << 10
 """A lane's states cost about two bytes: one in 1024 words keeps that below 0.2 %."""
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
-SAMPLED = 1 << 16
-"""Tables of longer arrays are made from one in four words; what the sample did not see is escaped."""
+FUSED_WORDS = 1 << 16
+"""From here on split_float and rans go in one pass."""
+SAMPLED_WORDS = 1 << 16
+"""From here on a table may be made from a sample of at least this many words; what the sample did not see is escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,12 @@ def table_for(counts: Array, bits: int, width: int, *, sampled: bool) -> kernels
 class Rans(Stage):
     """Static frequencies that sum to 2^table_bits, up to 128 coders side by side. 8 bits decode fastest and suit few symbols; 12 come closest to the entropy.
 
+    `sample`: make the table from one in so many words, where that leaves enough of them.
     exact · words of 1 or 2 bytes · no parts. source: Duda, arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392.
     """
 
     table_bits: int = 12
+    sample: int = 1
 
     id: ClassVar[int] = 3
     name: ClassVar[str] = "rans"
@@ -84,12 +88,18 @@ class Rans(Stage):
     def __post_init__(self) -> None:
         if not 8 <= self.table_bits <= 12:
             raise BadRecipe(f"rans: table_bits = {self.table_bits}, 8 to 12 are possible")
+        if self.sample < 1:
+            raise BadRecipe(f"rans: sample = {self.sample}, 1 or more is possible")
+
+    def sample_step(self, n: int) -> int:
+        """One in how many of n words is counted."""
+        return max(min(self.sample, n // SAMPLED_WORDS), 1)
 
     def encode(self, x: Array, context: FrameContext) -> Encoded | None:
         if x.itemsize > 2 or x.size < 2:
             return None
         counts = np.zeros(1 << (8 * x.itemsize), np.int64)
-        sample = 4 if x.size >= SAMPLED else 1
+        sample = self.sample_step(x.size)
         kernels.histogram(x, counts, sample)
         table = table_for(counts, self.table_bits, x.itemsize, sampled=sample > 1)
         if table is None:
