@@ -110,8 +110,10 @@ def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
     ones = uint64(most)
     fields = ones | ones << uint64(16) | ones << uint64(32) | ones << uint64(48)
     down = uint64(shift)
-    for first in range(0, n, step):
-        m = min(block, n - first)
+    for stratum in range(0, n, step):
+        # Not the same place in each stratum, which might always be the same columns of a matrix.
+        first = stratum + stratum // step * block % step
+        m = max(min(block, n - first), 0)
         at = words + first * width
         for i in range(m >> 3):
             if kind == U1:
@@ -153,7 +155,7 @@ def histogram(x: Array, counts: Array, sample: int = 1) -> None:
     """Add to `counts` how often each symbol occurs in x (u1 or u2).
 
     counts: int64, its size a power of two from 256 to 65536 and above every symbol (a larger symbol is counted modulo the size).
-    sample: count 64 words out of every 64 * sample.
+    sample: count 64 words out of every 64 * sample, from stratum k on the 64 at k modulo sample.
     """
     _count(flat(x, (1, 2)), U1 if x.dtype.itemsize == 1 else U2, 0, counts, sample)
 

@@ -92,8 +92,9 @@ class Rans(Stage):
             raise BadRecipe(f"rans: sample = {self.sample}, 1 or more is possible")
 
     def sample_step(self, n: int) -> int:
-        """One in how many of n words is counted."""
-        return max(min(self.sample, n // SAMPLED_WORDS), 1)
+        """One in how many of n words is counted: a power of two, since a matrix with rows of three times something would otherwise show some columns only."""
+        most = max(min(self.sample, n // SAMPLED_WORDS), 1)
+        return 1 << (most.bit_length() - 1)
 
     def encode(self, x: Array, context: FrameContext) -> Encoded | None:
         if x.itemsize > 2 or x.size < 2:
