@@ -14,6 +14,7 @@ import xxhash
 from modelcodec import frame as frames
 from modelcodec.errors import CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
 from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
+from modelcodec.frame import EncodedFrame
 from modelcodec.limits import LIMITS
 from modelcodec.stage import FrameContext, Shared
 from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, Extent, TensorSpec, View
@@ -105,8 +106,8 @@ class Item:
 class EncodedGroup:
     """Up to 8 frames, and the part that they share, `shared_size` bytes long when decoded."""
 
-    frames: tuple[frames.EncodedFrame, ...]
-    shared: frames.EncodedFrame | None = None
+    frames: tuple[EncodedFrame, ...]
+    shared: EncodedFrame | None = None
     shared_size: int = 0
 
 
@@ -158,7 +159,7 @@ class Writer:
         row = varint(group_frames) + bytes(sizes) if shared else bytes(plain)
         self._finish(CODED_SHARED if shared else CODED, start, varint(frame_words) + row, digests)
 
-    def _put_frame(self, frame: frames.EncodedFrame, sizes: bytearray) -> None:
+    def _put_frame(self, frame: EncodedFrame, sizes: bytearray) -> None:
         self._put(frame.data)
         sizes += varint(len(frame.data))
 
@@ -346,7 +347,7 @@ class Container:
             digests.append(self.decode_frame(source, number, out.view(frames.WORD[source.spec.dtype.word])))
             pieces.append(out)
         check_tensor_digest(entry, digests, self.where)
-        return b"".join(pieces)
+        return b"".join(piece.data for piece in pieces)
 
     def views(self) -> tuple[View, ...]:
         """The named tensors on the entries; empty where each entry is a tensor itself. Checked to lie inside their entries."""

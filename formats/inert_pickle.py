@@ -249,7 +249,7 @@ class PickleReader:
         return int(self._number(int))
 
     def _int_or_bool_line(self) -> None:
-        is_bool = self._data[self.position : self.position + 3] in (b"00\n", b"01\n")
+        is_bool = bytes(self._data[self.position : self.position + 3]) in (b"00\n", b"01\n")
         value = self._integer_line()
         self._stack.append(bool(value) if is_bool else value)
 

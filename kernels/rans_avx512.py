@@ -274,7 +274,7 @@ def _two_rounds(n_slots: int, n_ranks: int) -> Any:
         f = _lookup_u16(builder, offset(builder, work, FREQUENCY), n_ranks, split)
         start = _lookup_u16(builder, offset(builder, work, START), n_ranks, split)
         bias = even.of(16) - start[0], odd.of(16) - start[1]
-        moved, units = _renormalise(builder, [(x >> shift) * _part(*f, v) + _part(*bias, v) for v, x in enumerate(xs)], units)
+        moved, units = _renormalise(builder, [(x >> shift) * _part(f[0], f[1], v) + _part(bias[0], bias[1], v) for v, x in enumerate(xs)], units)
         fence(builder)
         even, odd = _lookup_u16(builder, offset(builder, work, SHIFTED), n_ranks, split)
         order = [2 * (j // 4) + (j % 4 >> 1) + 32 * (j & 1) for j in range(64)]
@@ -423,11 +423,11 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
         total, top = splat(builder, builder.shl(_i64(1), bits), 32, 16), splat(builder, builder.sub(_i64(32), bits), 32, 16)
         result, places = [], []
         for group, units in enumerate((a, b)):
-            here = slice(2 * group, 2 * group + 2)
+            even, odd = 2 * group, 2 * group + 1
             for v, x in enumerate(states[4 * group :][:4]):
-                divisor, bias = _part(*divisors[here], v), _part(*biases[here], v)
+                divisor, bias = _part(divisors[even], divisors[odd], v), _part(biases[even], biases[odd], v)
                 f, more = divisor & 4095, divisor >> 12
-                low, high = (pair[here][v & 1].of(32) for pair in (m_low, m_high))
+                low, high = (pair[even + (v & 1)].of(32) for pair in (m_low, m_high))
                 m = low & 65535 | high << 16 if v < 2 else low >> 16 | high & 0xFFFF0000
                 full = f.least(x >> top).equals(f)
                 store(units, compress(x, full).narrow(16))

@@ -18,7 +18,7 @@ from numba.extending import models, register_model
 from modelcodec.kernels import memory
 
 
-class VectorType(types.Type):  # type: ignore[misc]
+class VectorType(types.Type):
     """numba's view of a vector: so many lanes of so many bits."""
 
     def __init__(self, bits: int, lanes: int) -> None:
@@ -27,7 +27,7 @@ class VectorType(types.Type):  # type: ignore[misc]
 
 
 @register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: VectorType) -> None:
         super().__init__(manager, kind, _llvm(kind.bits, kind.lanes))
 

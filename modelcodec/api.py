@@ -179,10 +179,13 @@ def save_file(
 def _save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, file: BinaryIO, settings: Settings) -> None:
     first, chosen = next(iter(tensors.values()), None), dict(tensors)
     if type(first).__module__.partition(".")[0] == "torch":
-        from safetensors.torch import save as serialize
-    else:
-        from safetensors.numpy import save as serialize
+        import safetensors.torch
 
+        serialize: Callable[..., bytes] = safetensors.torch.save
+    else:
+        import safetensors.numpy
+
+        serialize = safetensors.numpy.save
         # safetensors writes an array's memory as it lies, which for a transposed one is another array.
         chosen = {name: np.asarray(tensor, order="C") for name, tensor in chosen.items()}
     view = memoryview(serialize(chosen, dict(metadata) if metadata else None))

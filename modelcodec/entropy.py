@@ -31,7 +31,8 @@ def log2_fixed(values: Array) -> Array:
     v = np.asarray(values, np.int64)
     exponent = np.frexp(v.astype(np.float64))[1].astype(np.int64) - 1  # exact: the conversion is
     index = np.where(exponent >= _TABLE_BITS, v >> np.maximum(exponent - _TABLE_BITS, 0), v << np.maximum(_TABLE_BITS - exponent, 0))
-    return (exponent << FRACTION_BITS) + _fractions()[index - (1 << _TABLE_BITS)]
+    result: Array = (exponent << FRACTION_BITS) + _fractions()[index - (1 << _TABLE_BITS)]
+    return result
 
 
 def order0_bits(counts: Array) -> int:

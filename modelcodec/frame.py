@@ -23,7 +23,7 @@ from modelcodec.stages import fused, stage_of
 from modelcodec.types import Array
 from modelcodec.wire import Reader, byte_string, varint
 
-WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+WORD: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 USUAL_BYTES = 1 << 12
 """Shorter frames are not worth the fast way; a head of 2^14 bytes does not occur in it."""
 RAW_NODE = b"\x00\x00"
@@ -148,7 +148,7 @@ def encode(x: Array, plan: Plan, context: FrameContext, number: int, buffers: Bu
     size = sum(piece.size for piece in pieces)
     buffer = buffers.take(size)
     np.concatenate(pieces, out=buffer[:size])
-    return EncodedFrame(memoryview(buffer)[:size], digest, buffer)
+    return EncodedFrame(buffer.data[:size], digest, buffer)
 
 
 @dataclass(frozen=True, slots=True)

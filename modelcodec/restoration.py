@@ -60,7 +60,7 @@ def restore(source: container.Container, sink: Sink | None, threads: int, progre
         for _ in range(source.resolve(entry).n_frames):
             buffer, n_bytes, digest = next(decoded)
             digests.append(digest)
-            put(memoryview(buffer)[:n_bytes])
+            put(buffer.data[:n_bytes])
             buffers.give(buffer)
         container.check_tensor_digest(entry, digests, source.where)
     put(skeleton[at:])

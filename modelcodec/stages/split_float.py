@@ -45,7 +45,7 @@ class SplitFloat(Stage):
         kernels.split_words(x, 8 * x.itemsize - 16, self.low_bits, symbols, numbers)
         rest = np.empty(kernels.planes_size(x.size, self.low_bits + 1), np.uint8)
         kernels.pack_planes(numbers, self.low_bits + 1, rest)
-        parts = (symbols, rest)
+        parts: tuple[Array, ...] = (symbols, rest)
         if x.itemsize > 2:
             parts += (_low_of(x),)
         return Encoded(bytes([self.low_bits]), parts)

@@ -1,0 +1,463 @@
+"""A fuzzer of everything that reads untrusted bytes, with every digest switched off: the decoder's safety must not lean on them.
+
+    NUMBA_BOUNDSCHECK=1 python tests/fuzz/decode.py --seconds 60
+    python tests/fuzz/decode.py --replay FINDING
+
+Three targets: whole containers (restored, and each tensor loaded), single frames (with what their groups share), and source files (identified). Seeds are the good files
+of tests/files and the sources of tests/sources.py. Inputs that make the code go a way that none went before are kept and mutated further; ways are told apart by
+error and lines, or by atheris's coverage where that is installed (not with --no-atheris).
+
+Anything but a ModelCodecError is a finding, and so are an input that takes more than a second or 512 MB, a crash and a hang. Frames lie against the end of their memory and
+so does what they are decoded to: a kernel that reads or writes past it crashes. Findings are saved, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import mmap
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from struct import Struct
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import numpy as np  # noqa: E402
+
+CONTAINER, FRAME, SOURCE = 0, 1, 2
+TARGETS = ("container", "frame", "source")
+SLOW_SECONDS = 1.0
+HANG_SECONDS = 20.0
+MOST_MEMORY = 512 << 20
+MOST_BYTES = 1 << 16
+KEPT = 4000
+HUGE = tuple(base + delta for base in (1 << 7, 1 << 8, 1 << 15, 1 << 16, 1 << 20, 1 << 31, 1 << 32, 1 << 53, (1 << 63) - 1, (1 << 64) - 1) for delta in (-1, 0, 1))
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is decoded: for a frame also its width, its number of words, its first word, and the bytes that its group shares."""
+
+    target: int
+    data: bytes
+    width: int = 1
+    n: int = 0
+    first: int = 0
+    shared: bytes = b""
+
+    _head = Struct("<BBIII")
+
+    def pack(self) -> bytes:
+        return self._head.pack(self.target, self.width, self.n, self.first, len(self.shared)) + self.shared + self.data
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Input:
+        data = data.ljust(cls._head.size, b"\0")
+        target, width, n, first, n_shared = cls._head.unpack_from(data)
+        at = cls._head.size
+        widths = (1, 2, 4, 8)
+        width = width if width in widths else widths[width % 4]
+        return cls(target % 3, data[at + n_shared :], width, n % ((1 << 20) // width) + 1, first % (1 << 20), data[at : at + n_shared])
+
+
+# ---- what is fuzzed --------------------------------------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """Memory whose end is the end of what may be touched."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.size = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.area = mmap.mmap(-1, self.size + mmap.PAGESIZE)
+        self.array = np.frombuffer(self.area, np.uint8)
+        if sys.platform == "linux":
+            address = self.array.ctypes.data
+            if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address + self.size), ctypes.c_size_t(mmap.PAGESIZE), 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+    def last(self, n_bytes: int) -> np.ndarray:
+        return self.array[self.size - n_bytes : self.size]
+
+
+class Targets:
+    """The code under test, imported once."""
+
+    def __init__(self) -> None:
+        from modelcodec import errors, formats
+        from modelcodec import frame as frames
+        from modelcodec.formats import container
+        from modelcodec.restoration import restore
+        from modelcodec.stage import FrameContext, Shared
+        from modelcodec.tensor_file import TensorFile
+        from modelcodec.types import U8, TensorSpec
+
+        frames.CHECK_DIGESTS = False
+        self.error = errors.ModelCodecError
+        self.frames, self.container, self.restore, self.formats = frames, container, restore, formats
+        self.context, self.shared, self.tensor_file = FrameContext, Shared, TensorFile
+        self.spec = TensorSpec("x", U8, (1,))
+        self.source, self.out = Guarded(MOST_BYTES * 4), Guarded(1 << 20)
+
+    def run(self, case: Input) -> str:
+        """Decode; returns the way that was gone: what came out, or the error and where it arose. Raises what is a finding."""
+        memory = self.source.last(len(case.data))
+        memory[:] = np.frombuffer(case.data, np.uint8)
+        try:
+            return (self._container, self._frame, self._source)[case.target](case, memoryview(memory))
+        except self.error as error:
+            return _way_of(error)
+
+    def _container(self, case: Input, data: memoryview) -> str:
+        archive = self.container.read(data, "fuzz")
+        if archive.source_size > MOST_BYTES << 8:
+            return "large"  # as large as it says: it would be restored, a frame at a time
+        self.restore(archive, None, 1, None)
+        with self.tensor_file.of_bytes(data) as file:
+            for name in file.keys():
+                with suppress(self.error):
+                    file.get_tensor(name)
+        return "restored " + " ".join(f"{e.kind}{e.spec.dtype.name}{len(e.spec.shape)}" for e in archive.entries[:6])
+
+    def _frame(self, case: Input, data: memoryview) -> str:
+        out = self.out.last(case.n * case.width).view(f"<u{case.width}")
+        context = self.context(self.spec, case.first, case.n, self.shared(case.shared)) if case.shared else None
+        self.frames.decode(data, 0, out, "fuzz", context)
+        return "decoded " + str(self.frames.read_head(data, 0, case.width, case.n, "fuzz").root)
+
+    def _source(self, case: Input, data: memoryview) -> str:
+        found = self.formats.identify(data, None)
+        return f"{found.format} {min(len(found.extents), 9)} {min(len(found.views), 9)}"
+
+
+def _way_of(error: BaseException | None) -> str:
+    """The kinds of an error and of those that it was raised for, and the lines that they went through."""
+    way = []
+    while error:
+        way.append(type(error).__name__)
+        trace = error.__traceback__
+        while trace:
+            way.append(f"{trace.tb_frame.f_code.co_name}{trace.tb_lineno}")
+            trace = trace.tb_next
+        error = error.__context__
+    return " ".join(way)
+
+
+def seeds() -> list[Input]:
+    """The good files, each of their frames, and source files of each format."""
+    import rows
+    from fixtures import GOOD, content
+
+    from modelcodec.formats import container
+
+    found = []
+    for name in GOOD:
+        data = content(name)
+        found.append(Input(CONTAINER, data))
+        archive = container.read(memoryview(data), name)
+        for entry in archive.entries:
+            for number in range(entry.n_frames) if entry.coded else ():
+                start, end = entry.span(number)
+                context = archive._context(entry, number)
+                shared = context.shared.data if context and context.shared else b""
+                found.append(Input(FRAME, data[start:end], entry.spec.dtype.word, entry.words_of(number), context.first if context else 0, shared))
+    for row in rows.FORMAT_ROWS:
+        try:
+            name, files = row.make()
+        except ImportError:
+            continue
+        found += [Input(SOURCE, data) for data in files.values()]
+    return [case for case in found if len(case.data) <= MOST_BYTES]
+
+
+# ---- mutations -------------------------------------------------------------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F and len(out) < 9:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value & 0x7F)
+    return bytes(out)
+
+
+def mutated(case: Input, draw: random.Random, corpus: list[Input]) -> Input:
+    """A case with one to four changes; mostly such that keep the length, which other lengths in the file depend on."""
+    data, shared = bytearray(case.data), bytearray(case.shared)
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        area = shared if shared and draw.randrange(3) == 0 else data
+        _change(area, draw, corpus[draw.randrange(len(corpus))].data)
+    changed = replace(case, data=bytes(data[:MOST_BYTES]), shared=bytes(shared[:MOST_BYTES]))
+    if case.target == FRAME and draw.randrange(12) == 0:
+        changed = replace(changed, n=max(1, min((1 << 20) // changed.width, draw.choice((case.n + 1, case.n - 1, case.n // 2, case.n * 2, 1)))))
+    if case.target == FRAME and draw.randrange(30) == 0:
+        changed = replace(changed, width=draw.choice((1, 2, 4, 8)), n=min(case.n, 1 << 17))
+    if case.target == FRAME and shared and draw.randrange(12) == 0:
+        changed = replace(changed, first=draw.choice((0, 1, case.n, 1 << 19)))
+    return changed
+
+
+def _change(data: bytearray, draw: random.Random, other: bytes) -> None:
+    n = len(data)
+    at = draw.randrange(n + 1)
+    kind = draw.randrange(12)
+    if kind <= 3 and n:
+        data[min(at, n - 1)] ^= 1 << draw.randrange(8)
+    elif kind <= 5 and n:
+        data[min(at, n - 1)] = draw.choice((0, 1, 2, 0x7F, 0x80, 0xFF, draw.randrange(256)))
+    elif kind == 6:
+        value = draw.choice(HUGE)
+        piece = draw.choice((varint(value), value.to_bytes(9, "little")[: draw.choice((1, 2, 4, 8))]))
+        data[at : at + len(piece)] = piece[: max(n - at, 0)]
+    elif kind == 7:
+        data[at:at] = draw.choice((varint(draw.choice(HUGE)), bytes(draw.randrange(9)), draw.randbytes(draw.randrange(9))))
+    elif kind == 8:
+        del data[at : at + draw.choice((1, 2, 8, draw.randrange(n + 1)))]
+    elif kind == 9:
+        start, length = draw.randrange(n + 1), draw.choice((1, 4, 8, 32))
+        piece = bytes(data[start : start + length])
+        data[at : at + len(piece)] = piece
+    elif kind == 10 and other:
+        start, length = draw.randrange(len(other)), draw.choice((4, 16, 64, 256))
+        piece = other[start : start + length][: max(n - at, 0)]
+        data[at : at + len(piece)] = piece
+    elif kind == 11:
+        # A number somewhere in text (JSON, a pickle), or a run of one byte.
+        digits = [i for i in range(at, min(n, at + 40)) if 0x30 <= data[i] <= 0x39]
+        if digits:
+            data[digits[0]] = draw.choice(b"0123456789-e")
+        else:
+            data[at : at + 8] = bytes([draw.randrange(256)]) * min(8, n - at)
+
+
+# ---- the work --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How far a worker is: inputs tried, inputs kept, findings saved, microseconds of the slowest."""
+
+    tried: int = 0
+    kept: int = 0
+    found: int = 0
+    slowest: int = 0
+
+
+class Desk:
+    """Memory that the worker shares with the one who watches it: the facts, and the input that is being tried. It outlives the worker."""
+
+    _head = Struct("<5Q")
+
+    def __init__(self, path: Path) -> None:
+        size = self._head.size + 4 * MOST_BYTES
+        if not path.exists():
+            path.write_bytes(bytes(size))
+        with path.open("r+b") as file:
+            self.area = mmap.mmap(file.fileno(), size)
+
+    def put(self, facts: Facts, data: bytes) -> None:
+        start = self._head.size
+        self.area[start : start + len(data)] = data
+        self._head.pack_into(self.area, 0, facts.tried, facts.kept, facts.found, facts.slowest, len(data))
+
+    def get(self) -> tuple[Facts, bytes]:
+        *facts, length = self._head.unpack_from(self.area)
+        return Facts(*facts), bytes(self.area[self._head.size : self._head.size + length])
+
+
+class Worker:
+    """Tries inputs, and keeps the slowest."""
+
+    def __init__(self, desk: Desk, findings: Path) -> None:
+        self.targets, self.desk, self.findings = Targets(), desk, findings
+        self.tried = self.kept = self.found = 0
+        self.slowest = 0.01
+        self.known = seeds()
+        for case in self.known:
+            self.targets.run(case)  # compiles and imports what there is
+
+    def try_one(self, case: Input) -> str:
+        packed = case.pack()
+        self.tried += 1
+        self.desk.put(Facts(self.tried, self.kept, self.found, int(self.slowest * 1e6)), packed)
+        start = time.perf_counter()
+        way = self.targets.run(case)
+        seconds = time.perf_counter() - start
+        if seconds > self.slowest:
+            self.slowest = seconds
+            self.findings.mkdir(parents=True, exist_ok=True)
+            (self.findings / "slowest").write_bytes(packed)
+        if seconds > SLOW_SECONDS:
+            raise TimeoutError(f"{seconds:.1f} s")
+        return way
+
+
+def save(findings: Path, packed: bytes, what: str) -> None:
+    findings.mkdir(parents=True, exist_ok=True)
+    path = findings / f"finding-{hashlib.sha256(packed).hexdigest()[:16]}"
+    path.write_bytes(packed)
+    print(f"{path}: {TARGETS[Input.unpack(packed).target]}: {what}", file=sys.stderr, flush=True)
+
+
+def limit_memory() -> None:
+    if sys.platform != "linux":
+        return
+    import resource
+
+    size = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize")).split()[1]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (size + MOST_MEMORY, size + MOST_MEMORY))
+
+
+def by_ways(worker: Worker, seconds: float, seed: int) -> None:
+    """Random mutations; what goes a new way joins the corpus."""
+    corpora: dict[int, list[Input]] = {CONTAINER: [], FRAME: [], SOURCE: []}
+    ways: set[str] = set()
+    for case in worker.known:
+        ways.add(worker.targets.run(case))
+        corpora[case.target].append(case)
+    limit_memory()
+    draw = random.Random(seed)
+    end = time.monotonic() + seconds
+    weights = (CONTAINER, FRAME, FRAME, FRAME, SOURCE)
+    while time.monotonic() < end and worker.found < 10:
+        corpus = corpora[draw.choice(weights)]
+        # The newest were the hardest to find.
+        place = draw.randrange(len(corpus)) if draw.randrange(2) else len(corpus) - 1 - int(draw.expovariate(0.05)) % len(corpus)
+        case = mutated(corpus[place], draw, corpus)
+        try:
+            way = worker.try_one(case)
+        except Exception as error:
+            worker.found += 1
+            save(worker.findings, case.pack(), f"{type(error).__name__}: {error}"[:300])
+            continue
+        if way not in ways:
+            ways.add(way)
+            if len(corpus) < KEPT:
+                corpus.append(case)
+                worker.kept += 1
+
+
+def by_coverage(worker: Worker, seconds: float, seed: int) -> None:
+    """atheris: libFuzzer with coverage of the Python code, and the mutations of this file beside its own."""
+    import atheris
+
+    limit_memory()
+    draw = random.Random(seed)
+    corpus = worker.findings / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for case in worker.known:
+        (corpus / hashlib.sha256(case.pack()).hexdigest()[:16]).write_bytes(case.pack())
+
+    def test_one_input(data: bytes) -> None:
+        worker.try_one(Input.unpack(data))
+
+    def mutator(data: bytes, most: int, seed: int) -> bytes:
+        if draw.randrange(4) == 0:
+            changed: bytes = atheris.Mutate(data, most)
+            return changed
+        return mutated(Input.unpack(data), draw, worker.known).pack()[:most]
+
+    arguments = [sys.argv[0], f"-max_total_time={max(1, int(seconds))}", f"-seed={seed + 1}", f"-max_len={4 * MOST_BYTES}", "-timeout=10", "-rss_limit_mb=0",
+                 f"-artifact_prefix={worker.findings}/finding-", "-verbosity=0", str(corpus)]  # fmt: skip
+    atheris.Setup(arguments, test_one_input, custom_mutator=mutator)
+    atheris.Fuzz()
+
+
+def work(desk: Path, findings: Path, seconds: float, seed: int, with_atheris: bool) -> None:
+    if with_atheris:
+        import atheris
+        from modelcodec import kernels
+
+        for module in iter_modules(kernels.__path__):  # compiled code: what atheris puts into Python code does not compile
+            with suppress(ImportError):
+                import_module(f"modelcodec.kernels.{module.name}")
+        with atheris.instrument_imports(include=["modelcodec"]):
+            worker = Worker(Desk(desk), findings)
+    else:
+        worker = Worker(Desk(desk), findings)
+    (by_coverage if with_atheris else by_ways)(worker, seconds, seed)
+
+
+# ---- the watch -------------------------------------------------------------------------------------------------------------------------
+
+
+def watch(seconds: float, seed: int, findings: Path, with_atheris: bool) -> int:
+    """Run a worker; a crash or a hang of it is a finding too. Returns the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        desk_path = Path(folder) / "desk"
+        desk = Desk(desk_path)
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(desk_path), "--seconds", str(seconds), "--seed", str(seed), "--findings", str(findings)]
+        with subprocess.Popen(command + ([] if with_atheris else ["--no-atheris"])) as child:
+            ended = _wait(child, desk)
+        facts, packed = desk.get()
+    if ended:
+        save(findings, packed, ended)
+    n_findings = facts.found + bool(ended)
+    guide = "atheris" if with_atheris else f"{facts.kept} kept"
+    print(f"{facts.tried} inputs in {seconds:.0f} s ({guide}), slowest {facts.slowest / 1000:.1f} ms ({findings / 'slowest'}), {n_findings} findings")
+    return 1 if n_findings else 0
+
+
+def _wait(child: subprocess.Popen[bytes], desk: Desk) -> str | None:
+    """What ended the worker badly, None where nothing did."""
+    number, since = -1, time.monotonic()
+    while child.poll() is None:
+        time.sleep(0.1)
+        now = desk.get()[0].tried
+        if now != number:
+            number, since = now, time.monotonic()
+        elif now and time.monotonic() - since > HANG_SECONDS:
+            child.kill()
+            return "hangs"
+    if child.returncode < 0:
+        return f"crashes with signal {-child.returncode}"
+    return f"ends with exit code {child.returncode}" if child.returncode else None
+
+
+def replay(path: Path) -> int:
+    """Run one saved input, with its error shown. Exit code 1 if it is a finding still."""
+    start = time.perf_counter()
+    case = Input.unpack(path.read_bytes())
+    print(TARGETS[case.target], Targets().run(case), f"{time.perf_counter() - start:.3f} s")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=None, help="of the mutations; default: another each time")
+    parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "modelcodec-fuzz", help="folder for inputs that are findings")
+    parser.add_argument("--replay", type=Path, help="run one saved input")
+    parser.add_argument("--no-atheris", action="store_true", help="mutate without atheris even where it is installed")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.replay:
+        return replay(options.replay)
+    with_atheris = not options.no_atheris and _has_atheris()
+    seed = int.from_bytes(os.urandom(4), "little") % (1 << 31) if options.seed is None else options.seed
+    if options.worker:
+        work(options.worker, options.findings, options.seconds, seed, with_atheris)
+        return 0
+    print(f"seed {seed}, findings go to {options.findings}")
+    return watch(options.seconds, seed, options.findings, with_atheris)
+
+
+def _has_atheris() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("atheris") is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
