@@ -298,6 +298,8 @@ class Container:
         """Decode a frame of an ordinary or coded entry into `out` (u1, u2, u4 or u8 words); returns its digest."""
         if entry.coded:
             start, end = entry.span(number)
+            if number == entry.n_frames - 1:
+                self._check_padding(entry)
             context = self._context(entry, number)
             return frames.decode(self.buffer[start:end], number, out, f"{self.where}: {entry.name}, frame {number} at byte {start}", context)
         start = entry.start + number * entry.frame_words * entry.spec.dtype.word
@@ -307,6 +309,11 @@ class Container:
         if frames.CHECK_DIGESTS and frames.digest_of(out) != digest:
             raise CorruptFile(f"{self.where}: {entry.name}, byte {start}: the digest of the stored bytes does not match; the file is damaged, fetch it again")
         return digest
+
+    def _check_padding(self, entry: Entry) -> None:
+        """With the last frame, so that opening a file touches no more than header and directory."""
+        if any(self.buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
+            raise CorruptFile(f"{self.where}: the padding of {entry.name!r} is not zero; the file is damaged, fetch it again")
 
     def _context(self, entry: Entry, number: int) -> FrameContext | None:
         """What a frame of an entry with shared parts may know."""
@@ -487,7 +494,6 @@ def _read_directory(directory: memoryview, buffer: memoryview, data: int, metada
     counted = b"".join(e.digest.to_bytes(8, "little") for e in entries if e.role != VIEWS_ROLE)
     if frames.CHECK_DIGESTS and identity != xxhash.xxh3_128_intdigest(counted).to_bytes(16, "little"):
         raise reader.corrupt("the identity does not match the tensors' digests")
-    _check_padding(entries, buffer, reader)
     return Container(buffer, where, metadata, tuple(entries), names[format_id], source_size, sha256, tail)
 
 
@@ -497,7 +503,7 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], name: str, start: int,
         raise reader.corrupt(f"{name!r} has role {role} and kind {kind}")
     dtype = DTYPE_BY_ID.get(reader.u8())
     if dtype is None:
-        raise UnsupportedFile(f"{name!r} has a dtype that this version does not know; update modelcodec")
+        raise UnsupportedFile(f"{reader.where}: {name!r} has a dtype that this version does not know; update modelcodec")
     shape = tuple(reader.varint() for _ in range(reader.varint(LIMITS.dimensions)))
     spec = TensorSpec(name, dtype, shape)
     n_bytes = _bytes_of(spec, reader)
@@ -514,6 +520,8 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], name: str, start: int,
         if same >= len(earlier) or earlier[same].kind == SAME or earlier[same].spec.n_bytes != n_bytes or earlier[same].digest != digest or size:
             raise reader.corrupt(f"{name!r} stands for another entry that it cannot be the same as")
         return Entry(name, role, kind, spec, gap, digest, start, 0, full_frame_words(dtype), _NOTHING, _NOTHING, 0, (), _NOTHING, same)
+    if (start + size) % ALIGNMENT:
+        raise reader.corrupt(f"{name!r} does not end at a multiple of {ALIGNMENT}")
     frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, size)
     return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, _NOTHING, 0)
 
@@ -588,14 +596,6 @@ def _check_roles(entries: Sequence[Entry], tail: int, source_size: int, reader: 
     tensors = sum(e.spec.n_bytes for e in entries if e.role == TENSOR_ROLE)
     if literal != entries[0].spec.n_bytes or literal + tensors != source_size:
         raise reader.corrupt("skeleton and tensors do not make up the source's size")
-
-
-def _check_padding(entries: Sequence[Entry], buffer: memoryview, reader: Reader) -> None:
-    for entry in entries:
-        if entry.coded and any(buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
-            raise reader.corrupt(f"the padding of {entry.name!r} is not zero")
-        if entry.coded and (entry.start + entry.size) % ALIGNMENT:
-            raise reader.corrupt(f"{entry.name!r} does not end at a multiple of {ALIGNMENT}")
 
 
 def _read_views(data: bytes, entries: Sequence[Entry], where: str) -> tuple[View, ...]:

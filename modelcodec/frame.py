@@ -229,11 +229,18 @@ def read_head(frame: memoryview, number: int, width: int, n: int, where: str) ->
     try:
         root = tree.node(width, n, 1)
     except ModelCodecError as error:
-        raise type(error)(f"{where}: {error}" if not str(error).startswith(where) else str(error)) from None
+        raise _placed(error, where) from None
     nodes.end()
     if tree.n_payload != len(frame) - end:
         raise reader.corrupt(f"the payload has {len(frame) - end} bytes, the head implies {tree.n_payload}")
     return Head(root, reader.uint(DIGEST_BYTES))
+
+
+def _placed(error: ModelCodecError, where: str) -> ModelCodecError:
+    """A stage's error, with the place and the remedy that a stage does not know."""
+    fact = str(error)
+    remedy = "" if not isinstance(error, CorruptFile) or "fetch it again" in fact else "; the file is damaged, fetch it again"
+    return type(error)((fact if fact.startswith(where) else f"{where}: {fact}") + remedy)
 
 
 def _decode_node(node: Node, payload: Array, out: Array, context: FrameContext | None) -> None:
@@ -290,7 +297,7 @@ def decode(frame: memoryview, number: int, out: Array, where: str, context: Fram
     try:
         _decode_node(head.root, as_bytes(frame)[n_head:], out, context)
     except CorruptFile as error:
-        raise CorruptFile(f"{where}: {error}; the file is damaged, fetch it again") from None
+        raise _placed(error, where) from None
     if CHECK_DIGESTS and digest_of(out) != head.digest:
         raise CorruptFile(f"{where}: the digest of the decoded bytes does not match; the file is damaged, fetch it again")
     return head.digest

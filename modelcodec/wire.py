@@ -31,6 +31,10 @@ class Reader:
     def remaining(self) -> int:
         return len(self._data) - self._position
 
+    @property
+    def where(self) -> str:
+        return self._where
+
     def corrupt(self, fact: str) -> CorruptFile:
         return CorruptFile(f"{self._where}, byte {self._position}: {fact}; the file is damaged, fetch it again")
 

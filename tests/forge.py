@@ -24,7 +24,7 @@ def u64(value: int) -> bytes:
 
 
 def node(stage: int, header: bytes = b"", *parts: bytes) -> bytes:
-    return varint(stage) + byte_string(header) + b"".join(parts)
+    return bytes([stage]) + byte_string(header) + b"".join(parts)
 
 
 def check_of(payload: bytes) -> bytes:

@@ -15,9 +15,9 @@ import safetensors
 import safetensors.numpy
 from fixtures import BAD, FILES, GOOD, MANIFEST, content, restored
 
-import modelcodec
 from modelcodec.formats import container
 from modelcodec.restoration import restore
+from modelcodec.tensor_file import TensorFile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +36,7 @@ def test_the_reference_decoder_restores_every_good_file(name: str) -> None:
 def test_the_reference_decoder_finds_the_same_tensors(name: str) -> None:
     data = content(name)
     expected = reference_decoder.tensors(data)
-    with modelcodec.tensor_file.TensorFile.of_bytes(data) as file:
+    with TensorFile.of_bytes(data) as file:
         assert set(file.keys()) == set(expected)
         for key, (dtype, shape, raw) in expected.items():
             tensor, part = file.get_tensor(key), file.get_slice(key)
@@ -96,7 +96,7 @@ def test_names_and_metadata_of_the_source_stay_in_the_header(tmp_path: Path) -> 
 def test_ordinary_tensors_are_read_by_any_loader() -> None:
     data = content("good-kinds.mcodec")
     arrays = safetensors.numpy.load(data)
-    with modelcodec.tensor_file.TensorFile.of_bytes(data) as file:
+    with TensorFile.of_bytes(data) as file:
         assert (arrays["noise"] == file.get_tensor("noise")).all()
         assert (arrays["scalar"] == file.get_tensor("scalar")).all()
 

@@ -94,7 +94,7 @@ def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
         plan = parse_plan(p.plan)
         pieces = [words[at : at + p.frame_words] for at in range(0, words.size, p.frame_words)]
         encoded = [frames.encode(x, plan, FrameContext(p.spec, i * p.frame_words, x.size), i) for i, x in enumerate(pieces)]
-        writer.coded(p.frame_words, [container.EncodedGroup((frame,)) for frame in encoded])
+        writer.coded(p.frame_words, 1, [container.EncodedGroup((frame,)) for frame in encoded])
     return writer.prefix(len(source), "safetensors" if known else "bytes", 0, None) + out.getvalue(), source
 
 
@@ -271,7 +271,7 @@ def _bad_frames() -> Iterator[Bad]:
     yield Bad("bad-fields-none", _one(forge.node(FIELDS, b"\0")), corrupt, "a record without fields")
     yield Bad("bad-fields-empty", _one(forge.node(FIELDS, b"\2\1\0\1\1", _RAW, _RAW), bytes(64)), corrupt, "a field without words")
     yield Bad("bad-node-left", _one(_RAW + b"\0", bytes(64), decoded=bytes(64)), corrupt, "a byte is left in the head")
-    yield Bad("bad-varint", _one(b"\x80\0" + b"\0", bytes(64), decoded=bytes(64)), corrupt, "a number that is not in its shortest form")
+    yield Bad("bad-varint", _one(b"\0" + b"\x80\0", bytes(64), decoded=bytes(64)), corrupt, "a number that is not in its shortest form")
 
 
 def _bad_rans() -> Iterator[Bad]:

@@ -4,11 +4,12 @@
     python tests/fuzz/decode.py --replay FINDING
 
 Three targets: whole containers (restored, and each tensor loaded), single frames (with what their groups share), and source files (identified). Seeds are the good files
-of tests/files and the sources of tests/sources.py. Inputs that make the code go a way that none went before are kept and mutated further; ways are told apart by
+of tests/files and what they restore to. Inputs that make the code go a way that none went before are kept and mutated further; ways are told apart by
 error and lines, or by atheris's coverage where that is installed (not with --no-atheris).
 
 Anything but a ModelCodecError is a finding, and so are an input that takes more than a second or 512 MB, a crash and a hang. Frames lie against the end of their memory and
-so does what they are decoded to: a kernel that reads or writes past it crashes. Findings are saved, and the exit code is 1.
+so does what they are decoded to: a kernel that reads or writes past it crashes. Some frames are
+grown from random trees instead, and must decode to what they were made of. Findings are saved, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Input:
         at = cls._head.size
         widths = (1, 2, 4, 8)
         width = width if width in widths else widths[width % 4]
-        return cls(target % 3, data[at + n_shared :], width, n % ((1 << 20) // width) + 1, first % (1 << 20), data[at : at + n_shared])
+        return cls(target % 3, data[at + n_shared :], width, (n - 1) % ((1 << 20) // width) + 1, first % (1 << 20), data[at : at + n_shared])
 
 
 # ---- what is fuzzed --------------------------------------------------------------------------------------------------------------------
@@ -99,10 +100,11 @@ class Targets:
         from modelcodec.formats import container
         from modelcodec.restoration import restore
         from modelcodec.stage import FrameContext, Shared
+        from modelcodec.stages import zstd
         from modelcodec.tensor_file import TensorFile
         from modelcodec.types import U8, TensorSpec
 
-        frames.CHECK_DIGESTS = False
+        frames.CHECK_DIGESTS = zstd.CHECK_PAYLOAD = False
         self.error = errors.ModelCodecError
         self.frames, self.container, self.restore, self.formats = frames, container, restore, formats
         self.context, self.shared, self.tensor_file = FrameContext, Shared, TensorFile
@@ -154,9 +156,8 @@ def _way_of(error: BaseException | None) -> str:
 
 
 def seeds() -> list[Input]:
-    """The good files, each of their frames, and source files of each format."""
-    import rows
-    from fixtures import GOOD, content
+    """The good files, each of their frames, and the source files of each format that they restore to."""
+    from fixtures import GOOD, content, restored
 
     from modelcodec.formats import container
 
@@ -171,13 +172,47 @@ def seeds() -> list[Input]:
                 context = archive._context(entry, number)
                 shared = context.shared.data if context and context.shared else b""
                 found.append(Input(FRAME, data[start:end], entry.spec.dtype.word, entry.words_of(number), context.first if context else 0, shared))
-    for row in rows.FORMAT_ROWS:
-        try:
-            name, files = row.make()
-        except ImportError:
-            continue
-        found += [Input(SOURCE, data) for data in files.values()]
+        if name.startswith(("good-format", "good-kinds", "good-nested")):
+            found.append(Input(SOURCE, restored(data)))
     return [case for case in found if len(case.data) <= MOST_BYTES]
+
+
+class Grower:
+    """Frames of random trees, made by the stages themselves without asking whether they pay: also of arrays that are empty or tiny, which no encoder would split."""
+
+    def __init__(self) -> None:
+        from modelcodec.stage import FrameContext
+        from modelcodec.stages import STAGES, stage_of
+        from modelcodec.types import U8, TensorSpec
+
+        self.context = FrameContext(TensorSpec("x", U8, (1,)), 0, 0)
+        options = {"rans": (8, 10, 12), "zstd": (1, 19), "split_float": range(14), "palette": (1, 16, 256), "widen": range(1, 9), "sparse": (0, 1, 255)}
+        options["fields"] = (((1, 1),), ((2, 1), (1, 16)), ((8, 1), (4, 2), (2, 4), (1, 3)), ((1, 1),) * 16)  # type: ignore[assignment]
+        kinds = [stage_of(number) for number in STAGES]
+        self.stages = [kind(option) for kind in kinds for option in options.get(kind.name, ())] + [kind() for kind in kinds if kind.name not in options] * 3
+
+    def frame(self, draw: random.Random) -> tuple[Input, bytes]:
+        """A frame, and what it must decode to."""
+        width, n = draw.choice((1, 2, 2, 4, 4, 8)), draw.choice((1, 2, 7, 8, 9, 27, 63, 64, 65, 216, 300))
+        few = [draw.getrandbits(8 * width) for _ in range(draw.choice((1, 2, 20)))]
+        word = draw.choice((lambda: 0, lambda: draw.choice(few), lambda: draw.choice((0, 0, 1, few[0])), lambda: draw.getrandbits(8 * width), lambda: draw.randrange(3)))
+        x = np.array([word() for _ in range(n)], f"<u{width}")
+        head, payload = self._node(x, draw, 1, [0])
+        return Input(FRAME, varint(len(head) + 12) + head + bytes(12) + payload, width, n), x.tobytes()
+
+    def _node(self, x: np.ndarray, draw: random.Random, depth: int, count: list[int]) -> tuple[bytes, bytes]:
+        count[0] += 1
+        encoded = None
+        if depth < 7 and count[0] < 20 and draw.randrange(4):
+            stage = draw.choice(self.stages)
+            encoded = stage.encode(x, self.context)
+        if encoded is None:
+            return b"\0\0", x.tobytes()
+        head, payload = varint(stage.id) + varint(len(encoded.header)) + encoded.header, bytes(encoded.payload)
+        for part in encoded.parts:
+            inner_head, inner_payload = self._node(part, draw, depth + 1, count)
+            head, payload = head + inner_head, payload + inner_payload
+        return head, payload
 
 
 # ---- mutations -------------------------------------------------------------------------------------------------------------------------
@@ -283,7 +318,7 @@ class Worker:
         self.targets, self.desk, self.findings = Targets(), desk, findings
         self.tried = self.kept = self.found = 0
         self.slowest = 0.01
-        self.known = seeds()
+        self.grower, self.known = Grower(), seeds()
         for case in self.known:
             self.targets.run(case)  # compiles and imports what there is
 
@@ -319,6 +354,24 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + MOST_MEMORY, size + MOST_MEMORY))
 
 
+def grow(worker: Worker, draw: random.Random, corpus: list[Input]) -> bool:
+    """Decode a frame of a random tree, which must give what it was made of, and let it replace an earlier one. False for a finding."""
+    case, expected = worker.grower.frame(draw)
+    try:
+        way = worker.try_one(case)
+        if not way.startswith("LimitExceeded") and worker.targets.out.last(len(expected)).tobytes() != expected:
+            raise AssertionError("a frame decodes to something else than it was made of")
+    except Exception as error:
+        worker.found += 1
+        save(worker.findings, case.pack(), f"{type(error).__name__}: {error}"[:300])
+        return False
+    if len(corpus) < KEPT // 4:
+        corpus.append(case)
+    else:
+        corpus[-1 - draw.randrange(100)] = case
+    return True
+
+
 def by_ways(worker: Worker, seconds: float, seed: int) -> None:
     """Random mutations; what goes a new way joins the corpus."""
     corpora: dict[int, list[Input]] = {CONTAINER: [], FRAME: [], SOURCE: []}
@@ -331,6 +384,8 @@ def by_ways(worker: Worker, seconds: float, seed: int) -> None:
     end = time.monotonic() + seconds
     weights = (CONTAINER, FRAME, FRAME, FRAME, SOURCE)
     while time.monotonic() < end and worker.found < 10:
+        if draw.randrange(8) == 0 and not grow(worker, draw, corpora[FRAME]):
+            continue
         corpus = corpora[draw.choice(weights)]
         # The newest were the hardest to find.
         place = draw.randrange(len(corpus)) if draw.randrange(2) else len(corpus) - 1 - int(draw.expovariate(0.05)) % len(corpus)
