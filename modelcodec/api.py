@@ -8,22 +8,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
-from modelcodec.compression import Settings, compress_view
 from modelcodec.errors import BadRecipe
 from modelcodec.formats import MARKER, OWN_PREFIX, container, identify
 from modelcodec.formats.atomic import atomic_file, spool
 from modelcodec.formats.folder import FolderFile, plan_folder
 from modelcodec.formats.paths import inside
+from modelcodec.formats.write_behind import WriteBehind
 from modelcodec.mapping import mapped
 from modelcodec.pool import thread_count
-from modelcodec.recipe import DEFAULT_LEVEL, LEVELS, Recipe
 from modelcodec.report import Report, TensorReport, weights_of
 from modelcodec.restoration import restore
 from modelcodec.tensor_file import Framework, TensorFile
+
+if TYPE_CHECKING:
+    from modelcodec.compression import Settings
+    from modelcodec.recipe import Recipe
 
 Source = str | Path | BinaryIO
 Destination = str | Path | BinaryIO | None
@@ -59,7 +60,9 @@ def compress(
     memory: two frames a thread, the skeleton, and 64 MiB for sources up to 64 MiB.
     raises: BadRecipe, UnsafeInput, FileExistsError (without `overwrite`), OSError.
     """
-    settings = Settings(recipe or Recipe(), _level(level), thread_count(threads), verify, sha256)
+    from modelcodec.compression import compress_view
+
+    settings = _settings(level, recipe, threads, verify=verify, sha256=sha256)
 
     def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
         path = source if isinstance(source, Path) else None
@@ -87,8 +90,8 @@ def decompress(src: Source, dst: Destination = None, *, threads: int | None = No
             archive = container.read(view, name)
             if isinstance(target, Path):
                 _room(target, archive.source_size)
-            with _written(target, overwrite) as file:
-                restore(archive, file, n_threads, tick)
+            with _written(target, overwrite) as file, WriteBehind(file) as sink:
+                restore(archive, sink, n_threads, tick)
             return _describe(archive, name, str(target) if isinstance(target, Path) else "-")
 
     return _each(src, dst, restored_name, work, progress, overwrite, _holds_container)
@@ -157,7 +160,7 @@ def _all(file: TensorFile) -> dict[str, Any]:
 def save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, *, level: int | None = None, recipe: Recipe | None = None) -> bytes:
     """Compress named tensors (numpy or torch) to bytes: as safetensors would write them, then as `compress` would."""
     out = BytesIO()
-    _save(tensors, metadata, out, Settings(recipe or Recipe(), _level(level), thread_count(None), True, False))
+    _save(tensors, metadata, out, _settings(level, recipe, None))
     return out.getvalue()
 
 
@@ -171,12 +174,14 @@ def save_file(
     threads: int | None = None,
 ) -> None:
     """Compress named tensors (numpy or torch) to a file; as with safetensors, a file that is there is replaced. Written whole or not at all."""
-    settings = Settings(recipe or Recipe(), _level(level), thread_count(threads), True, False)
+    settings = _settings(level, recipe, threads)
     with atomic_file(Path(path), overwrite=True) as file:
         _save(tensors, metadata, file, settings)
 
 
 def _save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, file: BinaryIO, settings: Settings) -> None:
+    from modelcodec.compression import compress_view
+
     first, chosen = next(iter(tensors.values()), None), dict(tensors)
     if type(first).__module__.partition(".")[0] == "torch":
         import safetensors.torch
@@ -187,6 +192,8 @@ def _save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, file: 
 
         serialize = safetensors.numpy.save
         # safetensors writes an array's memory as it lies, which for a transposed one is another array.
+        import numpy as np
+
         chosen = {name: np.asarray(tensor, order="C") for name, tensor in chosen.items()}
     view = memoryview(serialize(chosen, dict(metadata) if metadata else None))
     checkpoint = identify(view, None)
@@ -201,12 +208,14 @@ _Choice = Callable[[Path, FolderFile], bool]
 _Work = Callable[[BinaryIO | Path, BinaryIO | Path, str, Progress | None], Report]
 
 
-def _level(level: int | None) -> int:
-    if level is None:
-        return DEFAULT_LEVEL
-    if level not in LEVELS:
-        raise BadRecipe(f"level {level} does not exist; the levels are {', '.join(map(str, LEVELS))}")
-    return level
+def _settings(level: int | None, recipe: Recipe | None, threads: int | None, *, verify: bool = True, sha256: bool = False) -> Settings:
+    """Checked. What compresses is imported only here: restoring starts sooner without it."""
+    from modelcodec import compression
+    from modelcodec import recipe as recipes
+
+    if level is not None and level not in recipes.LEVELS:
+        raise BadRecipe(f"level {level} does not exist; the levels are {', '.join(map(str, recipes.LEVELS))}")
+    return compression.Settings(recipe or recipes.Recipe(), level or recipes.DEFAULT_LEVEL, thread_count(threads), verify, sha256)
 
 
 def _each(

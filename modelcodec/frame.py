@@ -24,7 +24,7 @@ from modelcodec.types import Array
 from modelcodec.wire import Reader, byte_string, varint
 
 WORD: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
-USUAL_BYTES = 1 << 12
+USUAL_BYTES = 64
 """Shorter frames are not worth the fast way; a head of 2^14 bytes does not occur in it."""
 RAW_NODE = b"\x00\x00"
 SEAL_BYTES = 4

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelcodec.kernels import frequencies, planes, rans
+from modelcodec.kernels import class_rans, frequencies, planes, rans, scale_classes, survey
 
 Array = NDArray[Any]
 WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -118,43 +118,57 @@ def unpack_planes_reference(data: list[int], bits: int, n: int) -> list[int] | N
 # ---- masks ---------------------------------------------------------------------------------------------------------------------------
 
 
-def split_mask(x: Array) -> tuple[list[int], list[int]]:
+def _words_and_fill(source: random.Random) -> tuple[Array, int]:
+    x = _some_words(source)
+    return x, source.choice((0, 0, 1, int(x[0]) if x.size else 3))
+
+
+def split_mask(x: Array, fill: int) -> tuple[list[int], list[int]]:
     mask, values = np.full((x.size + 7) // 8, 0xAA, np.uint8), np.empty_like(x)
-    z = int(planes.split_mask(x, mask, values))
+    z = int(planes.split_mask(x, x.dtype.type(fill), mask, values))
     return mask.tolist(), values[:z].tolist()
 
 
-def split_mask_reference(x: Array) -> tuple[list[int], list[int]]:
+def split_mask_reference(x: Array, fill: int) -> tuple[list[int], list[int]]:
     words = x.tolist()
-    mask = [sum((word != 0) << j for j, word in enumerate(words[i : i + 8])) for i in range(0, len(words), 8)]
-    return mask, [word for word in words if word]
+    mask = [sum((word != fill) << j for j, word in enumerate(words[i : i + 8])) for i in range(0, len(words), 8)]
+    return mask, [word for word in words if word != fill]
 
 
-def _mask_parts(source: random.Random) -> tuple[Array, Array, int]:
+def _mask_parts(source: random.Random) -> tuple[Array, Array, int, int]:
     """Mask and values, mostly damaged in one of the ways that a decoder must notice."""
-    x = _some_words(source)
-    mask, values = split_mask_reference(x)
+    x, fill = _words_and_fill(source)
+    mask, values = split_mask_reference(x, fill)
     match source.randrange(4):
         case 1 if mask:
             mask[source.randrange(len(mask))] ^= 1 << source.randrange(8)
         case 2:
-            values = values[:-1] if source.randrange(2) else [*values, 1]
+            values = values[:-1] if source.randrange(2) else [*values, fill ^ 1]
         case 3 if values:
-            values[source.randrange(len(values))] = 0
-    return np.array(mask, np.uint8), np.array(values, x.dtype), x.size
+            values[source.randrange(len(values))] = fill
+    return np.array(mask, np.uint8), np.array(values, x.dtype), fill, x.size
 
 
-def merge_mask(mask: Array, values: Array, n: int) -> list[int] | None:
+def merge_mask(mask: Array, values: Array, fill: int, n: int) -> list[int] | None:
     out = np.full(n, 0x55, values.dtype)
-    return None if planes.merge_mask(mask, values, out) else out.tolist()
+    return None if planes.merge_mask(mask, values, values.dtype.type(fill), out) else out.tolist()
 
 
-def merge_mask_reference(mask: Array, values: Array, n: int) -> list[int] | None:
+def merge_mask_reference(mask: Array, values: Array, fill: int, n: int) -> list[int] | None:
     bits = [int(byte) >> j & 1 for byte in mask for j in range(8)]
-    if any(bits[n:]) or sum(bits) != values.size or 0 in values:
+    if any(bits[n:]) or sum(bits) != values.size or fill in values.tolist():
         return None
     left = iter(values.tolist())
-    return [next(left) if bit else 0 for bit in bits[:n]]
+    return [next(left) if bit else fill for bit in bits[:n]]
+
+
+def _two_arrays(source: random.Random) -> tuple[Array, Array]:
+    """Bytes, twice, mostly with a difference."""
+    x = _words(source, 1, source.choice((0, 1, 1023, 1024, 1025, source.randrange(5000))))
+    y = x.copy()
+    if x.size and source.randrange(4):
+        y[source.randrange(x.size)] ^= 1 << source.randrange(8)
+    return x, y
 
 
 # ---- palettes ------------------------------------------------------------------------------------------------------------------------
@@ -551,10 +565,264 @@ def unpack_split_reference(
     return high if high is None or width == 2 else [h << 16 | number for h, number in zip(high, low, strict=True)]
 
 
+# ---- classes -------------------------------------------------------------------------------------------------------------------------
+
+
+def _classed_stream(source: random.Random) -> tuple[Array, Array, tuple[frequencies.Table, ...], int, int]:
+    """Words, their classes, a table with an escape for each class, log2 of the lanes, groups."""
+    width, bits, k = source.choice((1, 2)), source.randrange(8, 12), source.choice((1, 2, 5))
+    n = source.choice((1, 63, 64, 65, 130, 400, source.randrange(1, 1500)))
+    classes = np.array([source.randrange(k) for _ in range(n)], np.uint8)
+    x = np.array([min(int(source.expovariate(0.2 / (1 + c))), 255 if width == 1 else 1500) for c in classes.tolist()], WORD[width])
+    tables = []
+    for c in range(k):
+        counts = np.bincount(np.minimum(x[classes == c][::2].astype(np.int64), 1022), minlength=2)[:1023]
+        tables.append(frequencies.normalise(counts.astype(np.int64), bits, 2, escape=True))
+    return x, classes, tuple(tables), *source.choice(((0, 1), (3, 1), (6, 1), (6, 2)))
+
+
+def _order(n: int, lanes_log2: int, groups: int) -> list[list[list[tuple[int, int]]]]:
+    """For each group, for each round, (lane, word) in the order in which they take units (docs/stages.md, rans)."""
+    lanes = 1 << lanes_log2
+    n_a = n if groups == 1 else min(n, 64 * (-(-(-(-n // 64)) // 2)))
+    lane_of = [16 * (r % 4) + r // 4 if lanes == 64 else r for r in range(lanes)]
+    spans = [(0, n_a), (n_a, n)][:groups]
+    return [[sorted((lane_of[r], first + r) for r in range(min(lanes, end - first))) for first in range(start, end, lanes)] for start, end in spans]
+
+
+def _slots_of(table: frequencies.Table) -> dict[int | None, tuple[int, int]]:
+    """symbol (None: escape) -> frequency, first slot"""
+    found: dict[int | None, tuple[int, int]] = {}
+    start = 0
+    for symbol, frequency in [*zip(table.symbols.tolist(), table.frequencies.tolist(), strict=True), (None, table.escape)]:
+        found[symbol] = (frequency, start)
+        start += frequency
+    return found
+
+
+def pack_classed(x: Array, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int) -> tuple[list[int], list[int], list[int], list[int]]:
+    entries = class_rans.coding_entries(tables)
+    units, states, escaped = np.empty(x.size, np.uint16), np.empty((2, 64), np.uint32), np.empty_like(x)
+    a, b = class_rans.pack(x, classes, entries, tables[0].bits, lanes_log2, groups, units, states)
+    n_a = x.size if groups == 1 else min(x.size, 64 * ((x.size + 127) // 128))
+    k = class_rans.find_escapes(x, classes, entries, escaped)
+    used = states[:groups, : 1 << lanes_log2].reshape(-1)
+    return units[a:n_a].tolist(), units[b:].tolist() if groups == 2 else [], used.tolist(), escaped[:k].tolist()
+
+
+def pack_classed_reference(x: Array, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int) -> tuple[list[int], ...]:
+    slots, bits = [_slots_of(table) for table in tables], tables[0].bits
+    all_units, all_states = [], []
+    for rounds in _order(x.size, lanes_log2, groups):
+        states, units = [1 << 16] * (1 << lanes_log2), []
+        for pairs in reversed(rounds):
+            for lane, word in reversed(pairs):
+                own = slots[int(classes[word])]
+                f, start = own[int(x[word])] if int(x[word]) in own else own[None]
+                if states[lane] >= f << (32 - bits):
+                    units.append(states[lane] & 0xFFFF)
+                    states[lane] >>= 16
+                states[lane] = (states[lane] // f << bits) + states[lane] % f + start
+        all_units.append(units[::-1])
+        all_states += states
+    escaped = [int(word) for word, c in zip(x.tolist(), classes.tolist(), strict=True) if word not in slots[c]]
+    return all_units[0], all_units[1] if groups == 2 else [], all_states, escaped
+
+
+def _classed_payload(source: random.Random) -> tuple[bytes, Array, tuple[frequencies.Table, ...], int, int, tuple[int, int, int], int]:
+    """A payload, mostly damaged, with what its header says."""
+    x, classes, tables, lanes_log2, groups = _classed_stream(source)
+    a, b, states, escaped = pack_classed_reference(x, classes, tables, lanes_log2, groups)
+    data = bytearray(np.array(a + b, "<u2").tobytes() + np.array(states, "<u4").tobytes() + np.array(escaped, x.dtype).tobytes())
+    if source.randrange(3):
+        data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+    return bytes(data), classes, tables, lanes_log2, groups, (len(a), len(b), len(escaped)), x.itemsize
+
+
+def unpack_classed(data: bytes, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int, counts: tuple[int, int, int], width: int) -> list[int] | None:
+    symbols = np.empty(classes.size, np.uint16)
+    status = class_rans.unpack(
+        np.frombuffer(bytearray(data), np.uint8), *counts, width, lanes_log2, groups, classes, class_rans.decoding_entries(tables), tables[0].bits, 1 << (8 * width),
+        np.empty((2, 64), np.uint32), symbols,
+    )  # fmt: skip
+    return None if status else symbols.tolist()
+
+
+def unpack_classed_reference(
+    data: bytes, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int, counts: tuple[int, int, int], width: int
+) -> list[int] | None:
+    bits, n = tables[0].bits, classes.size
+    slots = [[(symbol, f, start) for symbol, (f, start) in _slots_of(table).items() for _ in range(f)] for table in tables]
+    n_units, n_states = counts[0] + counts[1], groups << lanes_log2
+    units = np.frombuffer(data, "<u2", n_units).tolist()
+    states = np.frombuffer(data, "<u4", n_states, 2 * n_units).tolist()
+    escaped = np.frombuffer(data, WORD[width], counts[2], 2 * n_units + 4 * n_states).tolist()
+    out: list[int | None] = [None] * n
+    at = 0
+    for group, rounds in enumerate(_order(n, lanes_log2, groups)):
+        end = counts[0] if group == 0 else n_units
+        for pairs in rounds:
+            for lane, word in pairs:
+                x = states[64 * group + lane]
+                out[word], f, start = slots[int(classes[word])][x % (1 << bits)]
+                x = f * (x >> bits) + x % (1 << bits) - start
+                if x < 1 << 16:
+                    if at == end:
+                        return None
+                    x, at = x << 16 | units[at], at + 1
+                states[64 * group + lane] = x
+        if at != end:
+            return None
+    if any(state != 1 << 16 for state in states) or out.count(None) != len(escaped):
+        return None
+    left = iter(escaped)
+    return [next(left) if word is None else word for word in out]
+
+
+def _scales(source: random.Random) -> tuple[list[int], list[int], list[int], int, int]:
+    """Scales of rows and columns, the class of each sum, the first word, the number of words; some words lie past the last row."""
+    rows = [source.randrange(64) for _ in range(source.randrange(1, 12))]
+    columns = [source.randrange(64) for _ in range(source.choice((1, 2, 7, 100)))]
+    cells = len(rows) * len(columns)
+    first = source.randrange(cells + 1)
+    n = source.randrange(1, max(cells - first, 1) + 1) + source.choice((0, 0, 0, 1))
+    return rows, columns, [source.randrange(32) for _ in range(127)], first, n
+
+
+def map_classes(rows: list[int], columns: list[int], class_of: list[int], first: int, n: int) -> list[int] | None:
+    out = np.full(n, 0xAA, np.uint8)
+    found = scale_classes.map_classes(np.array(rows, np.uint8), np.array(columns, np.uint8), np.array(class_of, np.uint8), first, out)
+    return out.tolist() if found else None
+
+
+def map_classes_reference(rows: list[int], columns: list[int], class_of: list[int], first: int, n: int) -> list[int] | None:
+    places = [divmod(i, len(columns)) for i in range(first, first + n)]
+    return None if any(row >= len(rows) for row, _ in places) else [class_of[rows[row] + columns[column]] for row, column in places]
+
+
+def _float_words_in_rows(source: random.Random) -> tuple[Array, int, int]:
+    """Words of 2 or 4 bytes, the bits below a level in their top 16, and columns; the last row may be shorter."""
+    x = _words(source, source.choice((2, 4)), source.choice((1, 7, 64, 200, source.randrange(1, 600))))
+    return x, source.choice((5, 8)), source.randrange(1, x.size + 1)
+
+
+def _highs(x: Array) -> list[int]:
+    return [word >> (8 * x.itemsize - 16) & 0x7FFF for word in x.tolist()]
+
+
+def count_levels(x: Array, below: int, step: int) -> list[int]:
+    counts = np.zeros(1 << 15, np.int64)
+    scale_classes.count_levels(x, x.itemsize, below, step, counts)
+    return counts.tolist()
+
+
+def count_levels_reference(x: Array, below: int, step: int) -> list[int]:
+    counts = [0] * (1 << 15)
+    for high in _highs(x)[::step]:
+        counts[high >> below] += 1
+    return counts
+
+
+def fit_scales(x: Array, below: int, columns: int, middle: int) -> tuple[list[int], list[int]]:
+    n_rows = -(-x.size // columns)
+    row_scales, column_scales = np.empty(n_rows, np.uint8), np.empty(columns, np.uint8)
+    scale_classes.fit_scales(x, x.itemsize, below, columns, middle, np.empty(n_rows, np.int64), np.empty(columns, np.int64), row_scales, column_scales)
+    return row_scales.tolist(), column_scales.tolist()
+
+
+def fit_scales_reference(x: Array, below: int, columns: int, middle: int) -> tuple[list[int], list[int]]:
+    """Means of rows, then means of what columns have beyond them, both in sixteenths of a level, rounded to whole levels around 32."""
+    levels = [min(max((high >> below) - middle, -32), 32) for high in _highs(x)]
+    rows = [levels[i : i + columns] for i in range(0, len(levels), columns)]
+    means = [16 * sum(row) // len(row) for row in rows]
+    beyond = [[16 * row[j] - mean for row, mean in zip(rows, means, strict=True) if j < len(row)] for j in range(columns)]
+
+    def scale(sixteenths: int) -> int:
+        return min(max((sixteenths + 8) // 16 + 32, 0), 63)
+
+    return [scale(mean) for mean in means], [scale(sum(column) // len(column)) for column in beyond]
+
+
+def count_classed(x: Array, low_bits: int, columns: int, row_scales: list[int], column_scales: list[int]) -> list[int]:
+    counts = np.zeros((127, 1024), np.int64)
+    scale_classes.count_classed(x, x.itemsize, low_bits, columns, np.array(row_scales, np.uint8), np.array(column_scales, np.uint8), counts)
+    return counts.reshape(-1).tolist()
+
+
+def count_classed_reference(x: Array, low_bits: int, columns: int, row_scales: list[int], column_scales: list[int]) -> list[int]:
+    counts = [0] * (127 * 1024)
+    for i, high in enumerate(_highs(x)):
+        counts[1024 * (row_scales[i // columns] + column_scales[i % columns]) + min(high >> low_bits, 1023)] += 1
+    return counts
+
+
+def _scaled_words(source: random.Random) -> tuple[Array, int, int, list[int], list[int]]:
+    x, _, columns = _float_words_in_rows(source)
+    return x, source.randrange(5, 12), columns, [source.randrange(64) for _ in range(-(-x.size // columns))], [source.randrange(64) for _ in range(columns)]
+
+
+def _classed_counts(source: random.Random) -> tuple[Array, list[int], int, int, int]:
+    """Counts by sum and symbol, the class of each sum, bits that symbols are made coarser by, classes, the cost of a symbol in a table."""
+    k = source.choice((1, 2, 32))
+    counts = np.zeros((127, 1024), np.int64)
+    for _ in range(source.choice((0, 1, 300))):
+        counts[source.randrange(127), int(source.expovariate(0.02)) % 1024] += source.choice((1, 100, 10**6))
+    return counts, [source.randrange(k) for _ in range(127)], source.randrange(4), k, source.randrange(20)
+
+
+def class_cost(counts: Array, class_of: list[int], coarser: int, k: int, symbol_cost: int) -> int:
+    cost = int(scale_classes.class_cost(counts, np.array(class_of, np.uint8), coarser, k, scale_classes.LOG2, np.empty((32, 1024), np.int64), symbol_cost))
+    exact = class_cost_reference(counts, class_of, coarser, k, symbol_cost)
+    return exact if abs(cost - exact) <= 2 + int(counts.sum()) / 2**10 else cost  # it looks logarithms up by their top 12 bits
+
+
+def class_cost_reference(counts: Array, class_of: list[int], coarser: int, k: int, symbol_cost: int) -> int:
+    cost = 0.0
+    for c in range(k):
+        merged = sum((counts[i] for i in range(127) if class_of[i] == c), np.zeros(1024, np.int64)).reshape(-1, 1 << coarser).sum(axis=1)
+        used = [n for n in merged.tolist() if n]
+        cost += sum(n * log2(sum(used) / n) for n in used) + len(used) * symbol_cost
+    return int(cost)
+
+
+def _words_to_survey(source: random.Random) -> tuple[Array, int, int]:
+    return _words(source, source.choice((2, 4, 8)), source.choice((1, 2, 100, source.randrange(1, 3000)))), source.choice((1, 3, 31)), source.randrange(3, 11)
+
+
+def look_over(x: Array, step: int, low_bits: int) -> tuple[list[int], list[int]]:
+    counts, found = np.zeros(1 << (15 - low_bits), np.int64), np.empty(survey.FOUND, np.uint64)
+    survey.survey(x, step, low_bits, counts, found)
+    return counts.tolist(), found.tolist()
+
+
+def look_over_reference(x: Array, step: int, low_bits: int) -> tuple[list[int], list[int]]:
+    words, counts, every = x.tolist()[::step], [0] * (1 << (15 - low_bits)), 0
+    for word in words:
+        counts[(word >> (8 * x.itemsize - 16) & 0x7FFF) >> low_bits] += 1
+        every |= word
+    return counts, [words.count(0), every, sum(word != words[0] for word in words)]
+
+
+def _counts_to_merge(source: random.Random) -> tuple[Array, int]:
+    draw = source.choice((lambda: source.randrange(1000), lambda: source.choice((0, 0, 1, 10**6)), lambda: 0))
+    return np.array([draw() for _ in range(256)], np.int64), source.randrange(4)
+
+
+def entropy_bits(counts: Array, coarser: int) -> tuple[int, int]:
+    bits, symbols = (int(number) for number in survey.entropy_bits(counts, coarser))
+    exact = entropy_bits_reference(counts, coarser)[0]
+    return exact if abs(bits - exact) <= 2 + int(counts.sum()) / 2**10 else bits, symbols
+
+
+def entropy_bits_reference(counts: Array, coarser: int) -> tuple[int, int]:
+    merged = [n for n in counts.reshape(-1, 1 << coarser).sum(axis=1).tolist() if n]
+    return int(sum(n * log2(sum(merged) / n) for n in merged)), len(merged)
+
+
 KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.pack_planes", _numbers, pack_planes, pack_planes_reference),
     KernelRow("planes.unpack_planes", _plane_bytes, unpack_planes, unpack_planes_reference),
-    KernelRow("planes.split_mask", lambda source: (_some_words(source),), split_mask, split_mask_reference),
+    KernelRow("planes.split_mask", _words_and_fill, split_mask, split_mask_reference),
     KernelRow("planes.merge_mask", _mask_parts, merge_mask, merge_mask_reference),
     KernelRow("planes.find_palette", lambda source: (_some_words(source), source.choice((1, 2, 16, 255, 256))), find_palette, find_palette_reference),
     KernelRow("planes.index_palette", _words_and_palette, index_palette, index_palette_reference),
@@ -563,6 +831,7 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.single_to_double", lambda source: _float_words(source, 4), single_to_double, widen_reference),
     KernelRow("planes.split_words", lambda source: (_some_words(source, 2, 4, 8), source.randrange(14)), split_words, split_words_reference),
     KernelRow("planes.merge_words", _symbols_and_rest, merge_words, merge_words_reference),
+    KernelRow("planes.same_bytes", _two_arrays, lambda x, y: bool(planes.same_bytes(x, y)), lambda x, y: x.tolist() == y.tolist()),
     KernelRow("frequencies.histogram", lambda source: _sampled(source, 1, 2), histogram, histogram_reference),
     KernelRow("frequencies.histogram_split", _words_to_split, histogram_split, histogram_split_reference),
     KernelRow("frequencies.normalise", _counts, normalise, normalise_reference),
@@ -573,4 +842,14 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("rans.unpack", _payload, unpack, unpack_reference),
     KernelRow("rans.pack_split", _float_stream, pack_split, pack_split_reference),
     KernelRow("rans.unpack_split", _split_payload, unpack_split, unpack_split_reference),
+    KernelRow("class_rans.pack", _classed_stream, pack_classed, pack_classed_reference),
+    KernelRow("class_rans.unpack", _classed_payload, unpack_classed, unpack_classed_reference),
+    KernelRow("class_rans.find_escapes", _classed_stream, pack_classed, pack_classed_reference),
+    KernelRow("scale_classes.map_classes", _scales, map_classes, map_classes_reference),
+    KernelRow("scale_classes.count_levels", lambda source: (*_float_words_in_rows(source)[:2], source.choice((1, 7))), count_levels, count_levels_reference),
+    KernelRow("scale_classes.fit_scales", lambda source: (*_float_words_in_rows(source), source.randrange(1 << 10)), fit_scales, fit_scales_reference),
+    KernelRow("scale_classes.count_classed", _scaled_words, count_classed, count_classed_reference),
+    KernelRow("scale_classes.class_cost", _classed_counts, class_cost, class_cost_reference),
+    KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
+    KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),
 )

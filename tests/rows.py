@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import sources
 from kernel_rows import KERNEL_ROWS, KernelRow
+from modelcodec.kernels import frequencies
 from numpy.typing import NDArray
+
+from modelcodec.stage import Shared
+from modelcodec.stages.class_rans import ScaleClasses
 
 from modelcodec.types import DTYPE_BY_NAME, DType
 
@@ -114,13 +118,28 @@ def for_dtype(array: Array, dtype: DType) -> Array:
 @dataclass(frozen=True)
 class StageRow:
     """A stage: `plans` whose tree it is in, as recipes write them; `dtypes` whose words it takes; `sample` is what it is for, coded by the first plan in at most
-    `bound` of the raw bytes."""
+    `bound` of the raw bytes; `shared` makes what a group of frames shares, for stages that need it."""
 
     name: str
     plans: tuple[str, ...]
     dtypes: tuple[str, ...]
     sample: Array
     bound: float
+    shared: Callable[[Array], Shared] | None = None
+
+
+def classes_of(x: Array) -> Shared:
+    """Scale classes for words in rows of ten: made up, but as good as any for a test."""
+    columns, bits = 10, 11
+    n_rows = -(-max(x.size, 1) // columns)
+    row_scales, column_scales = numbers(n_rows, 64, 1, 1), numbers(columns, 64, 1, 2)
+    thresholds = np.array([40, 64, 64, 90], np.uint8)
+    classes = np.searchsorted(thresholds, row_scales.astype(int)[:, None] + column_scales, side="right").reshape(-1)[: x.size]
+    tables = []
+    for c in range(thresholds.size + 1):
+        counts = np.bincount(np.minimum(x[classes == c].astype(np.uint64), np.uint64(1022)).astype(np.int64), minlength=1023)
+        tables.append(frequencies.normalise(counts, bits, 2, escape=True))
+    return Shared(ScaleClasses(row_scales, column_scales, thresholds, tuple(tables)).write())
 
 
 _ALL = ("U8", "BF16", "F32", "F64")
@@ -193,6 +212,7 @@ STAGE_ROWS: tuple[StageRow, ...] = (
         sources.q4_0_blocks(200),
         0.85,
     ),
+    StageRow("class_rans", ("class_rans", "split_float(symbols:class_rans)"), ("U8", "BF16"), gaussian(9000, "BF16") >> np.uint16(7), 0.30, classes_of),
 )
 
 

@@ -28,7 +28,7 @@ KILLS = 100
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and unnamed files of Linux")
 
 
-def checkpoint(n: int = 500_000) -> bytes:
+def checkpoint(n: int = 250_000) -> bytes:
     return sources.safetensors_bytes({"a": ("BF16", (n,), rows.gaussian(n, "BF16").tobytes()), "b": ("F32", (n // 8,), rows.gaussian(n // 8, "F32", 1).tobytes())})
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
+import rows
 from fixtures import BAD, GOOD, MANIFEST, content, restored
 
 from modelcodec import errors
+from modelcodec import frame as frames
 from modelcodec.errors import CorruptFile, ModelCodecError, TruncatedFile, UnsupportedFile
 from modelcodec.formats import container
+from modelcodec.recipe import parse_plan
 from modelcodec.restoration import restore
+from modelcodec.stage import FrameContext
+from modelcodec.types import DTYPE_BY_NAME, TensorSpec
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -43,6 +49,23 @@ def test_every_flipped_bit_is_found(name: str) -> None:
             assert _is_found(view, parsed, at >= parsed.skeleton.start), f"bit {bit} of byte {at}"
             data[at] ^= 1 << bit
     restored(view)
+
+
+@pytest.mark.parametrize(("dtype", "plan"), [("BF16", "split_float{low_bits=5}(symbols:rans)"), ("BF16", "split_float(symbols:rans{table_bits=8})"), ("F32", "split_float(symbols:rans)")])
+def test_flipped_bits_of_a_larger_frame_are_found(dtype: str, plan: str) -> None:
+    """Frames of the most common kind are decoded another way from 4 KiB on; 4001 words end inside a block of bit planes."""
+    x = rows.gaussian(4001, dtype)
+    data = bytearray(frames.encode(x, parse_plan(plan), FrameContext(TensorSpec("x", DTYPE_BY_NAME[dtype], (x.size,)), 0, x.size), 0).data)
+    view, out = memoryview(data), np.empty_like(x)
+    assert len(data) > frames.USUAL_BYTES
+    frames.decode(view, 0, out, "frame")
+    assert np.array_equal(out, x)
+    for at in range(len(data)):
+        for bit in range(at % 3, 8, 3):
+            data[at] ^= 1 << bit
+            with pytest.raises(ModelCodecError):
+                frames.decode(view, 0, out, "frame")
+            data[at] ^= 1 << bit
 
 
 @pytest.mark.parametrize("name", BAD)

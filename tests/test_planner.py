@@ -27,7 +27,7 @@ def coded(x: Array, dtype: str, level: int = 5) -> tuple[str, float]:
     out = np.empty_like(x)
     frames.decode(memoryview(encoded.data), 0, out, "x")
     assert np.array_equal(out, x)
-    return str(plan), encoded.n_bytes / max(x.nbytes, 1)
+    return str(plan), len(encoded.data) / max(x.nbytes, 1)
 
 
 def floats(name: str, seed: int = 0) -> Array:

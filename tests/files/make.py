@@ -16,7 +16,7 @@ import io
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from modelcodec import frame as frames  # noqa: E402
 from modelcodec.formats import container  # noqa: E402
 from modelcodec.recipe import parse_plan  # noqa: E402
 from modelcodec.restoration import restore  # noqa: E402
-from modelcodec.stage import FrameContext  # noqa: E402
+from modelcodec.stage import FrameContext, Plan, Shared  # noqa: E402
 from modelcodec.types import DTYPE_BY_NAME, DTYPES, U8, TensorSpec  # noqa: E402
 from modelcodec.wire import byte_string, varint  # noqa: E402
 
@@ -76,6 +76,7 @@ class _Planned:
     data: bytes
     plan: str
     frame_words: int
+    shared: Callable[[rows.Array], Shared] | None = None
 
 
 def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
@@ -93,9 +94,20 @@ def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
         words = frames.as_words(frames.as_bytes(p.data), p.spec.dtype.word)
         plan = parse_plan(p.plan)
         pieces = [words[at : at + p.frame_words] for at in range(0, words.size, p.frame_words)]
-        encoded = [frames.encode(x, plan, FrameContext(p.spec, i * p.frame_words, x.size), i) for i, x in enumerate(pieces)]
-        writer.coded(p.frame_words, 1, [container.EncodedGroup((frame,)) for frame in encoded])
+        writer.coded(p.frame_words, 1, [_group(p, i, x, plan) for i, x in enumerate(pieces)])
     return writer.prefix(len(source), "safetensors" if known else "bytes", 0, None) + out.getvalue(), source
+
+
+def _group(planned: _Planned, number: int, x: rows.Array, plan: Plan) -> container.EncodedGroup:
+    """A group of one frame, with what it shares."""
+    if planned.shared is None:
+        context = FrameContext(planned.spec, number * planned.frame_words, x.size)
+        return container.EncodedGroup((frames.encode(x, plan, context, number),))
+    shared = planned.shared(x)
+    own = FrameContext(TensorSpec("shared", U8, (len(shared.data),)), 0, len(shared.data))
+    part = frames.encode(frames.as_bytes(shared.data), parse_plan("zstd"), own, container.SHARED_NUMBER + number)
+    frame = frames.encode(x, plan, FrameContext(planned.spec, 0, x.size, shared), number)
+    return container.EncodedGroup((frame,), part, len(shared.data))
 
 
 def _words_for(row: rows.StageRow, plan: str, width: int) -> rows.Array:
@@ -113,7 +125,9 @@ def _words_for(row: rows.StageRow, plan: str, width: int) -> rows.Array:
             coarse = rows.gaussian(96, "BF16", 5).astype(np.uint32) << np.uint32(16)
             wide[3] = coarse.view(np.float32).astype(np.float64).view(np.uint64)
         return wide[kind] if kind in wide else rows.numbers(96, 40, 4 if kind < 6 else 8, 4)
-    if row.name == "split_float":
+    if row.name == "class_rans" and width == 1:
+        return rows.numbers(96, 5, 1, 3)
+    if row.name == "split_float" or (row.name == "class_rans" and "split_float" in plan):
         return {2: rows.gaussian(96, "BF16", 6), 4: rows.gaussian(96, "BF16", 6).astype(np.uint32) << np.uint32(16), 8: rows.gaussian(96, "F64", 6)}[width]
     if row.name == "sparse":
         return np.where(rows.numbers(96, 6, 1, 7) > 0, 0, rows.numbers(96, 9, 1, 8) + np.uint8(1)).astype(rows.WORD[width])
@@ -132,7 +146,7 @@ def _stage_files() -> Iterator[Good]:
                 words = _words_for(row, plan, dtype.word)
                 frame_words = words.size * 2 // 5 // record * record
                 shape = (dtype.elements * words.size // dtype.block,) if dtype.elements > 1 else (words.size,)
-                planned.append(_Planned(TensorSpec(f"{number} {dtype.name}", dtype, shape), words.tobytes(), plan, max(frame_words, record)))
+                planned.append(_Planned(TensorSpec(f"{number} {dtype.name}", dtype, shape), words.tobytes(), plan, max(frame_words, record), row.shared))
         for part, some in enumerate([planned[i : i + 4] for i in range(0, len(planned), 4)]):
             data, source = _container(some)
             yield Good(f"good-stage-{row.name}-{part}", data, source, f"the stage {row.name}, in {', '.join(sorted({p.plan for p in some}))}")

@@ -1,0 +1,43 @@
+"""What is written behind the producer's back is written, and an error on the way is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from modelcodec.formats import write_behind
+from modelcodec.formats.write_behind import WriteBehind
+
+
+def test_bytes_arrive_and_are_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(write_behind, "STEP_BYTES", 1000)
+    monkeypatch.setattr(write_behind, "_sync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with open(tmp_path / "out", "w+b", buffering=0) as file:
+        with WriteBehind(file) as sink:
+            for k in range(100):
+                sink.write(bytes([k]) * 100)
+        assert not file.closed
+    assert (tmp_path / "out").read_bytes() == b"".join(bytes([k]) * 100 for k in range(100))
+    assert synced
+    assert all(size >= 1000 for size in synced)
+
+
+def test_an_error_of_syncing_is_raised_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(write_behind, "STEP_BYTES", 10)
+    monkeypatch.setattr(write_behind, "_sync", full)
+    with open(tmp_path / "out", "wb") as file, pytest.raises(OSError, match="no space"), WriteBehind(file) as sink:
+        sink.write(bytes(100))
+
+
+def test_an_error_of_the_block_is_the_one_that_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "STEP_BYTES", 10)
+    with open(tmp_path / "out", "wb") as file, pytest.raises(KeyError), WriteBehind(file) as sink:
+        sink.write(bytes(100))
+        raise KeyError
