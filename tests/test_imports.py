@@ -18,7 +18,7 @@ FOLDERS = ("modelcodec", "cli", "formats", "kernels")
 
 LAYERS = ("kernels", "shared", "stages", "core", "api", "cli")
 """Each may import itself and what stands before it; `kernels` and `shared` only themselves."""
-SHARED = {"types", "errors", "limits", "wire", "stage", "version", "pool", "mapping"}
+SHARED = {"types", "errors", "limits", "wire", "stage", "version", "pool", "mapping", "arena"}
 API = {"__init__", "api", "compression", "restoration", "tensor_file", "floor", "report"}
 CALLERS = ("cli", "fit", "runtime", "hub", "distributed")
 """Nothing below them imports them."""
