@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from modelcodec.errors import CorruptFile, TruncatedFile, UnsupportedFile
 from modelcodec.formats.inert_pickle import Dict, PickleReader
+from modelcodec.formats.runs import join_small
 from modelcodec.formats.torch_pickle import Place, describe, storages
 from modelcodec.types import Checkpoint
 
@@ -46,7 +47,8 @@ class TorchLegacy:
             if position > len(source):
                 raise TruncatedFile(f"torch file, storage {key!r}: ends at byte {position}, the file at {len(source)}; fetch the rest of the file")
             places[key] = place
-        return describe(self.name, root, references, places, n_steps=pickle.operations, little_endian=_is_little_endian(system))
+        found = describe(self.name, root, references, places, n_steps=pickle.operations, little_endian=_is_little_endian(system))
+        return join_small(found) if found.views else found
 
 
 def _is_little_endian(system: object) -> bool:

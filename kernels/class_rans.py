@@ -1,190 +1,416 @@
-"""rANS with a table for each word's class (docs/stages.md, class_rans): scalar code for any lanes, vector rounds where the processor's arm has them.
+"""rANS with a table for each word's class (docs/stages.md, class_rans), alone and fused with split_float; what it shares with `rans` is told there.
 
-A decoding entry, by class and slot, is a u32: frequency in bits 0-10, the slot's distance from its symbol's first slot in bits 11-21, symbol in bits 22-31. A
-coding entry, by
-class and symbol, is a u32: frequency in the low half, first slot in the high one. The symbol 1023 stands for an escape.
+A decoding entry, by class and slot, is a u32: frequency in bits 0-10, the slot's distance from its symbol's first slot in bits 11-21, symbol in bits 22-31.
+A coding entry, by class and symbol, is a u64: frequency in bits 0-10, what is added to the state in bits 11-22, the reciprocal's shift less 32 in bits 23-27,
+bit 31 where the symbol is escaped, the reciprocal's multiplier in bits 32-63. The symbol 1023 stands for an escape in both.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import int64, uint16, uint32
+from numba import types
+from numba.types import int64, uint64
 
-from modelcodec.kernels.frequencies import Table
-from modelcodec.kernels.jit import inlined, kernel
+from modelcodec.kernels import arms
+from modelcodec.kernels.frequencies import MAX_FREQUENCIES, MIN_BITS, SPLIT2, U1, U2, Status, Table, flat, reciprocal, require
+from modelcodec.kernels.jit import kernel, piece
+from modelcodec.kernels.memory import (
+    address_of,
+    copy,
+    load_u8,
+    load_u16,
+    load_u32,
+    load_u64,
+    scratch,
+    store_u8,
+    store_u16,
+    store_u32,
+    store_u64,
+    trailing_zeros,
+)
+from modelcodec.kernels.rans import Packed, _group_a, _join, _patch_escapes, _require_rest, _reversed, _split, _symbol, _word_of, pack_bound
+from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES
 
-from modelcodec.kernels.class_rans_scalar import unpack_rounds
+if arms.ARM == "avx512vbmi":
+    from modelcodec.kernels.class_rans_avx512 import map_row, pack_rounds, unpack_rounds
+else:
+    from modelcodec.kernels.class_rans_scalar import map_row, pack_rounds, unpack_rounds
+
+__all__ = ["ESCAPE", "MOST_BITS", "MOST_CLASSES", "SCALES", "SUMS", "Classes", "map_row", "pack", "pack_bound", "pack_split", "unpack", "unpack_split"]
 
 Array = np.ndarray[Any, Any]
 
-BITS = 11
+MOST_BITS = 11
 """The most that a decoding entry has room for."""
+MOST_CLASSES = 32
+SCALES = 64
+SUMS = 2 * SCALES - 1
+"""Sums of a row's and a column's scale, each below 64."""
 ESCAPE = 1023
-OK, UNITS, STATES, ESCAPES, SYMBOL = 0, 3, 4, 5, 6
-"""Statuses, numbered as in `frequencies.Status`."""
+"""Symbols from here on are always escaped."""
+SPARE = 64
+"""Bytes after an array that vector code may load, and not use, or store, to be overwritten."""
 
-_FINAL = 1 << 16
-
-
-def decoding_entries(tables: tuple[Table, ...]) -> Array:
-    """u4[classes << bits]: what each slot of each class stands for."""
-    entries = []
-    for table in tables:
-        frequencies = np.append(table.frequencies, table.escape).astype(np.uint32)
-        symbols = np.append(table.symbols, ESCAPE).astype(np.uint32)
-        starts = np.repeat(np.cumsum(frequencies) - frequencies, frequencies)
-        distance = np.arange(1 << table.bits) - starts
-        entries.append(np.repeat(symbols << 22 | frequencies, frequencies) | distance.astype(np.uint32) << np.uint32(11))
-    return np.concatenate(entries).astype(np.uint32)
+_SIZE, _UNITS, _FINAL, _SYMBOL, _PADDING = int(Status.SIZE), int(Status.UNITS), int(Status.STATES), int(Status.SYMBOL), int(Status.PADDING)
+_HIGH = -1
 
 
-def coding_entries(tables: tuple[Table, ...]) -> Array:
-    """u4[classes, 1024]: frequency and first slot of each symbol, the escape at 1023; frequency 0 for a symbol that has to be escaped."""
-    entries = np.zeros((len(tables), ESCAPE + 1), np.uint32)
-    for row, table in zip(entries, tables, strict=True):
-        frequencies = np.append(table.frequencies, table.escape).astype(np.uint32)
-        row[np.append(table.symbols, ESCAPE)] = frequencies | (np.cumsum(frequencies) - frequencies).astype(np.uint32) << np.uint32(16)
-    return entries
-
-
-@inlined
-def _group_a(n, groups):
-    return n if groups == 1 else min(n, 64 * ((((n + 63) >> 6) + 1) >> 1))
-
-
-@inlined
-def _word_of(t, lanes_log2):
-    """The word, within its round, that comes t-th in the order in which lanes take units."""
-    return ((t & 15) << 2) | (t >> 4) if lanes_log2 == 6 else t
-
-
-@inlined
-def _unpack_group(payload, at, end, states, lanes_log2, classes, entries, bits, first, last, symbols):
-    """Words first .. last - 1, whole rounds but for the last one. Returns the place after the units taken, or -1 where they run out."""
-    lanes = int64(1) << lanes_log2
-    slots = (uint32(1) << uint32(bits)) - uint32(1)
-    for base in range(first, last, lanes):
-        m = min(lanes, last - base)
-        for t in range(lanes):
-            word = _word_of(t, lanes_log2)
-            if word >= m:
-                continue
-            x = states[t]
-            entry = entries[(int64(classes[base + word]) << bits) + int64(x & slots)]
-            x = (x >> uint32(bits)) * (entry & uint32(2047)) + ((entry >> uint32(11)) & uint32(2047))
-            if x < _FINAL:
-                if at + 2 > end:
-                    return int64(-1)
-                x = x << uint32(16) | uint32(payload[at]) | uint32(payload[at + 1]) << uint32(8)
-                at += 2
-            states[t] = x
-            symbols[base + word] = entry >> uint32(22)
-    return at
+# Tables
 
 
 @kernel
-def unpack(payload, units_a, units_b, n_escapes, width, lanes_log2, groups, classes, entries, bits, limit, states, symbols):
-    """Decode symbols (u2[n]) from the untrusted payload (u1); states (u4[2, 64]) is scratch.
+def _fill_decoding(symbols, frequencies, ends, escapes, bits, entries):
+    """Entries (u4[classes << bits]) of tables whose symbols and frequencies lie one after the other, up to `ends`."""
+    first, at = 0, 0
+    for c in range(ends.size):
+        for i in range(first, ends[c] + 1):
+            f = int64(escapes[c]) if i == ends[c] else int64(frequencies[i])
+            symbol = int64(ESCAPE) if i == ends[c] else int64(symbols[i])
+            for distance in range(f):
+                entries[at] = symbol << 22 | distance << 11 | f
+                at += 1
+        first = ends[c]
 
-    The caller has proved: the payload's size is that of its parts; classes (u1[n]) times 2^bits stay inside entries; escaped symbols of `limit` and above are
-    refused.
+
+@kernel
+def _fill_coding(symbols, frequencies, ends, escapes, bits, entries):
+    """Entries (u8[classes, 1024]) of the same; every table has an escape."""
+    first = 0
+    for c in range(ends.size):
+        start = int64(0)
+        for i in range(first, ends[c] + 1):
+            f = int64(escapes[c]) if i == ends[c] else int64(frequencies[i])
+            m, k, _ = reciprocal(f, bits)
+            bias = start
+            if f == 1:  # a quotient that is one less than it should be, which the bias mends
+                m, k, bias = 0xFFFFFFFF, 32, start + (1 << bits) - 1
+            entry = uint64(m) << uint64(32) | uint64(k - 32 << 23 | bias << 11 | f)
+            if i < ends[c]:
+                entries[c, symbols[i]] = entry
+            else:
+                entry |= uint64(1) << uint64(31)
+                for symbol in range(ESCAPE + 1):
+                    if entries[c, symbol] == 0:
+                        entries[c, symbol] = entry
+            start += f
+        first = ends[c]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A class for each word of a group: that of `class_of` (u1[127]) at the sum of its row's and its column's scale (u1, below 64). A table for each class.
+
+    The caller has proved: no scale is 64 or above, class_of is below the number of tables; these have the same bits, between 8 and 11, frequencies that sum to
+    2^bits, and symbols below 1023.
     """
-    n, n_states = symbols.size, groups << lanes_log2
-    middle = 2 * units_a
+
+    row_scales: Array
+    column_scales: Array
+    class_of: Array
+    tables: tuple[Table, ...]
+
+    @property
+    def bits(self) -> int:
+        return self.tables[0].bits
+
+    @cached_property
+    def padded(self) -> tuple[Array, Array]:
+        """Column scales with spare bytes after them, and class_of."""
+        columns, class_of = np.zeros(self.column_scales.size + SPARE, np.uint8), np.zeros(SUMS + 1, np.uint8)
+        columns[:-SPARE], class_of[:SUMS] = self.column_scales, self.class_of
+        return columns, class_of
+
+    @cached_property
+    def largest(self) -> int:
+        """The largest symbol of all tables."""
+        return max(int(table.symbols[-1]) for table in self.tables)
+
+    @cached_property
+    def has_escapes(self) -> bool:
+        """Whether any symbol can be coded in any class."""
+        return all(table.escape > 0 for table in self.tables)
+
+    def _flat(self) -> tuple[Array, Array, Array, Array, int]:
+        ends = np.cumsum([table.symbols.size for table in self.tables])
+        escapes = np.array([table.escape for table in self.tables])
+        symbols, frequencies = np.concatenate([table.symbols for table in self.tables]), np.concatenate([table.frequencies for table in self.tables])
+        require(symbols.size == frequencies.size <= MAX_FREQUENCIES * MOST_CLASSES, "tables whose arrays do not fit together")
+        return symbols, frequencies, ends, escapes, self.bits
+
+    @cached_property
+    def decoding_entries(self) -> Array:
+        entries = np.empty(len(self.tables) << self.bits, np.uint32)
+        _fill_decoding(*self._flat(), entries)
+        return entries
+
+    @cached_property
+    def coding_entries(self) -> Array:
+        entries = np.zeros((len(self.tables), ESCAPE + 1), np.uint64)
+        _fill_coding(*self._flat(), entries)
+        return entries
+
+    def holds(self, first: int, n: int) -> bool:
+        """Whether n words from word `first` of the group on lie in its rows."""
+        return first >= 0 and first + n <= self.row_scales.size * self.column_scales.size
+
+
+@piece(types.void(*(int64,) * 7))
+def _map_classes(row_scales, column_scales, columns, class_of, first, n, to):
+    """The class of each word, n bytes and some spare ones."""
+    row, column, i = first // columns, first % columns, int64(0)
+    while i < n:
+        m = min(columns - column, n - i)
+        map_row(column_scales + column, m, load_u8(row_scales + row), class_of, to + i)
+        i += m
+        row += 1
+        column = int64(0)
+
+
+# Unpacking
+
+
+@piece(int64(*(int64,) * 17))
+def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, entries, classes, most, units, units_end, states, work):
+    """Scalar: words `first` to `last`; `first` is a multiple of 64. Returns the place after the last unit taken, 0 where the units run out, _HIGH for a symbol
+    above `most`.
+    """
+    slots = (int64(1) << bits) - 1
+    lanes = (int64(1) << lanes_log2) - 1
+    for base in range(first, last, 64):
+        m = min(64, last - base)
+        note = uint64(0)
+        for t in range(64):
+            word = _word_of(t, lanes_log2)
+            if word >= m:
+                continue
+            state = states + 4 * (t & lanes)
+            x = load_u32(state)
+            entry = load_u32(entries + 4 * (load_u8(classes + base + word) << bits | x & slots))
+            x = (entry & 2047) * (x >> bits) + (entry >> 11 & 2047)
+            if x < 65536:
+                if units + 2 > units_end:
+                    return int64(0)
+                x = x << 16 | load_u16(units)
+                units += 2
+            store_u32(state, x)
+            symbol = entry >> 22
+            escaped = symbol == ESCAPE
+            if symbol > most and not escaped:
+                return int64(_HIGH)
+            store_u16(work + BLOCK + 2 * word, 0 if escaped else symbol)
+            note |= uint64(escaped) << uint64(word)
+        store_u64(work + NOTES + (base >> 3), note)
+        _join(kind, s, out, rest, low, n, base, m, work)
+    return units
+
+
+@kernel
+def _unpack(
+    kind, s, payload, n_payload, out, rest, low, n, lanes_log2, groups, units_a, units_b, n_escapes,
+    row_scales, column_scales, columns, class_of, at, bits, entries, largest, work,
+):  # fmt: skip
+    """Decode n words into `out`. Addresses: payload (untrusted), out, rest, low, those of the classes, entries, work. Returns a status.
+
+    The caller has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; no symbol of the tables is above
+    `largest`; the words from `at` on lie in the group's rows; lanes are in range, and no number is negative or above 2^32.
+    """
+    width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
+    n_states = groups << lanes_log2
+    if n_payload != 2 * (units_a + units_b) + 4 * n_states + n_escapes * width:
+        return _SIZE
+    classes = work + NOTES + ((n + 511) >> 9 << 6)
+    _map_classes(row_scales, column_scales, columns, class_of, at, n, classes)
+    middle = payload + 2 * units_a
     initial = middle + 2 * units_b
-    for i in range(n_states):
-        p = initial + 4 * i
-        x = uint32(payload[p]) | uint32(payload[p + 1]) << uint32(8) | uint32(payload[p + 2]) << uint32(16) | uint32(payload[p + 3]) << uint32(24)
-        states[i >> 6 if groups == 2 else 0, i & 63] = x
+    copy(work + STATES, initial, 4 * n_states)
     n_a = _group_a(n, groups)
-    done, a, b = 0, int64(0), int64(middle)
-    if lanes_log2 == 6:
-        done, a, b = unpack_rounds(payload, middle, states, classes, entries, bits, groups, n, n_a, symbols)
-    a = _unpack_group(payload, a, middle, states[0], lanes_log2, classes, entries, bits, 64 * done, n_a, symbols)
-    if a != middle:
-        return UNITS
-    if groups == 2:
-        b = _unpack_group(payload, b, initial, states[1], lanes_log2, classes, entries, bits, n_a + 64 * done, n, symbols)
-        if b != initial:
-            return UNITS
+    done, a, b = 0, payload, middle
+    most = (1 << (15 - s)) - 1 if kind >= SPLIT2 else (1 << (8 * width)) - 1
+    if lanes_log2 == 6 and largest <= most:  # only a symbol that comes up is an error, so foreign tables with more of them are left to scalar code
+        done, a, b = unpack_rounds(kind, s, payload, payload + n_payload, middle, out, rest, low, n, n_a, bits, groups, entries, classes, work)
+    for group in range(groups):
+        first, last, units, end = (n_a, n, b, initial) if group else (int64(0), n_a, a, middle)
+        states = work + STATES + 256 * group
+        first += 64 * done
+        units = _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, entries, classes, most, units, end, states, work)
+        if units != end:
+            return _SYMBOL if units == _HIGH else _UNITS
     for i in range(n_states):
-        if states[i >> 6 if groups == 2 else 0, i & 63] != _FINAL:
-            return STATES
-    return _patch(payload, initial + 4 * n_states, n_escapes, width, limit, symbols)
+        if load_u32(work + STATES + 4 * i) != 65536:
+            return _FINAL
+    if kind >= SPLIT2 and n & 7:
+        # The last block was joined by scalar code, and its numbers are still there, those past the end too.
+        for i in range(n & 63, ((n & 63) + 7) & ~7):
+            if load_u16(work + NUMBERS + 2 * i):
+                return _PADDING
+    return _patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
 
 
-@inlined
-def _patch(payload, at, n_escapes, width, limit, symbols):
-    """Put the escaped words where their marks are."""
-    found = int64(0)
-    for i in range(symbols.size):
-        found += symbols[i] == ESCAPE
-    if found != n_escapes:
-        return ESCAPES
-    if found:
-        for i in range(symbols.size):
-            if symbols[i] == ESCAPE:
-                value = int64(payload[at])
-                if width == 2:
-                    value |= int64(payload[at + 1]) << 8
-                if value >= limit:
-                    return SYMBOL
-                symbols[i] = value
-                at += width
-    return OK
+# Packing
 
 
-@inlined
-def _pack_group(units, at, states, lanes_log2, classes, entries, bits, first, last, symbols):
-    """Words last - 1 down to first; units are written downwards from `at`. Returns the place of the last one."""
-    lanes = int64(1) << lanes_log2
-    for base in range(first + (last - first - 1) // lanes * lanes, first - 1, -lanes):
-        m = min(lanes, last - base)
-        for t in range(lanes - 1, -1, -1):
+@piece(int64(*(int64,) * 15))
+def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, entries, classes, units, states, work):
+    """Scalar: words `last - 1` down to `first`, a multiple of 64. Units are written upwards, so in reverse. Returns the place after them."""
+    lanes = (int64(1) << lanes_log2) - 1
+    for base in range(first + ((last - first - 1) & ~63), first - 1, -64):
+        m = min(64, last - base)
+        note = uint64(0)
+        for t in range(63, -1, -1):
             word = _word_of(t, lanes_log2)
             if word >= m:
                 continue
-            symbol = min(int64(symbols[base + word]), ESCAPE)
-            entry = entries[classes[base + word], symbol]
-            if entry & uint32(0xFFFF) == 0:
-                entry = entries[classes[base + word], ESCAPE]
-            f = entry & uint32(0xFFFF)
-            x = states[t]
-            if x >> uint32(32 - bits) >= f:
-                at -= 1
-                units[at] = uint16(x & uint32(0xFFFF))
-                x >>= uint32(16)
-            q = x // f
-            states[t] = (q << uint32(bits)) + x - q * f + (entry >> uint32(16))
-    return at
+            symbol = min(_symbol(words, kind, s, base + word), ESCAPE)
+            entry = load_u64(entries + 8 * (load_u8(classes + base + word) << 10 | symbol))
+            fields = int64(entry & uint64(0xFFFFFFFF))
+            note |= uint64(fields >> 31) << uint64(word)
+            state = states + 4 * (t & lanes)
+            x = load_u32(state)
+            f = fields & 2047
+            if x >> (32 - bits) >= f:
+                store_u16(units, x)
+                units += 2
+                x >>= 16
+            q = int64(uint64(x) * (entry >> uint64(32)) >> uint64(32 + (fields >> 23 & 31)))
+            q -= q * f > x
+            store_u32(state, x + (fields >> 11 & 4095) + q * ((1 << bits) - f))
+        store_u64(work + NOTES + (base >> 3), note)
+        if kind >= SPLIT2:
+            _split(kind, s, words, rest, low, n, base, m, work)
+    return units
 
 
 @kernel
-def pack(symbols, classes, entries, bits, lanes_log2, groups, units, states):
-    """Code symbols (u1[n] or u2[n]); every table has an escape. units (u2[n]) is filled from its end for group A's part and from its end for group B's,
-    states (u4[2, 64]) are left.
-
-    Returns the first unit of group A, which ends where B's words begin, and the first unit of group B.
-    """
-    n = symbols.size
-    states[:] = _FINAL
+def _pack(kind, s, words, out, rest, low, n, lanes_log2, groups, row_scales, column_scales, columns, class_of, at, bits, entries, work):
+    """Code n words. Returns the units of both groups, the number of escapes. The caller has proved the same, and that out has the room of `pack_bound`."""
+    width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
+    n_states = groups << lanes_log2
+    for i in range(n_states):
+        store_u32(work + STATES + 4 * i, 65536)
     n_a = _group_a(n, groups)
-    a = _pack_group(units, int64(n_a), states[0], lanes_log2, classes, entries, bits, 0, n_a, symbols)
-    b = int64(n)
-    if groups == 2:
-        b = _pack_group(units, int64(n), states[1], lanes_log2, classes, entries, bits, n_a, n, symbols)
-    return a, b
+    classes = work + NOTES + ((n + 511) >> 9 << 6)
+    _map_classes(row_scales, column_scales, columns, class_of, at, n, classes)
+    area_a = classes + n + SPARE
+    area_b = area_a + 2 * n_a + 128
+    whole = (n - n_a if groups == 2 else n_a) >> 6 if lanes_log2 == 6 else 0
+    a, b, left = area_a, area_b, whole
+    for after in range(2):  # what comes after the whole rounds, the whole rounds, and what the vector code left of them
+        if after and whole:
+            left, a, b = pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, entries, classes, a, b, work)
+        for group in range(groups):
+            begin, end = (n_a, n) if group else (int64(0), n_a)
+            first, last = (begin, begin + 64 * left) if after else (begin + 64 * whole, end)
+            states = work + STATES + 256 * group
+            units = _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, entries, classes, b if group else a, states, work)
+            a, b = (a, units) if group else (units, b)
+    to = out
+    for group in range(groups):
+        to = _reversed(to, area_b if group else area_a, b if group else a)
+    copy(to, work + STATES, 4 * n_states)
+    to += 4 * n_states
+    n_escapes = int64(0)
+    for i in range((n + 63) >> 6):
+        note = load_u64(work + NOTES + 8 * i)
+        while note:
+            symbol = _symbol(words, kind, s, 64 * i + trailing_zeros(note))
+            note &= note - uint64(1)
+            if width == 1:
+                store_u8(to + n_escapes, symbol)
+            else:
+                store_u16(to + 2 * n_escapes, symbol)
+            n_escapes += 1
+    return (a - area_a) >> 1, (b - area_b) >> 1, n_escapes
 
 
-@kernel
-def find_escapes(symbols, classes, entries, escaped):
-    """Symbols without a frequency in their class to `escaped` (same type, as long). Returns their number."""
-    k = 0
-    for i in range(symbols.size):
-        symbol = min(int64(symbols[i]), ESCAPE)
-        if symbol == ESCAPE or entries[classes[i], symbol] & uint32(0xFFFF) == 0:
-            escaped[k] = symbols[i]
-            k += 1
-    return k
+# The kernels as the stages call them
+
+
+def _require_classes(classes: Classes, first: int, n: int, lanes_log2: int, groups: int) -> None:
+    require(n < 1 << 31 and MIN_BITS <= classes.bits <= MOST_BITS and len(classes.tables) <= MOST_CLASSES, "too many words or classes, or no such tables")
+    require(0 <= lanes_log2 <= 6 and (groups == 1 or (groups == 2 and lanes_log2 == 6)), "no such number of lanes and groups")
+    require(classes.holds(first, n), "words lie past the last row")
+    flat(classes.row_scales, (1,)), flat(classes.column_scales, (1,)), flat(classes.class_of, (1,))
+
+
+def _place(classes: Classes, first: int) -> tuple[int, int, int, int, int, int]:
+    columns, class_of = classes.padded
+    return address_of(classes.row_scales), address_of(columns), classes.column_scales.size, address_of(class_of), first, classes.bits
+
+
+def _work(n: int) -> int:
+    """Notes, classes, and units of both groups in reverse."""
+    return scratch(NOTES + n // 8 + 64 + n + SPARE + 2 * n + 512)
+
+
+def _call_unpack(
+    kind: int, s: int, payload: Array, units: tuple[int, int], n_escapes: int, lanes_log2: int, groups: int, classes: Classes, first: int, out: Array,
+    rest: int, low: int,
+) -> Status:  # fmt: skip
+    n = out.size
+    _require_classes(classes, first, n, lanes_log2, groups)
+    require(out.flags.writeable, "out is read-only")
+    if not 0 <= min(*units, n_escapes) <= max(*units, n_escapes) <= n:
+        return Status.SIZE
+    entries = classes.decoding_entries
+    return Status(
+        _unpack(
+            kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, lanes_log2, groups, *units, n_escapes,
+            *_place(classes, first), address_of(entries), classes.largest, _work(n),
+        )
+    )  # fmt: skip
+
+
+def unpack(payload: Array, lanes_log2: int, groups: int, units_a: int, units_b: int, n_escapes: int, classes: Classes, first: int, out: Array) -> Status:
+    """Decode the untrusted `payload` (u1) into `out` (u1 or u2): words of the group from word `first` on.
+
+    What `out` holds after an error is unspecified.
+    """
+    flat(payload, (1,)), flat(out, (1, 2))
+    kind = U1 if out.dtype.itemsize == 1 else U2
+    return _call_unpack(kind, 0, payload, (units_a, units_b), n_escapes, lanes_log2, groups, classes, first, out, 0, 0)
+
+
+def unpack_split(
+    payload: Array, lanes_log2: int, groups: int, units_a: int, units_b: int, n_escapes: int, classes: Classes, first: int,
+    s: int, rest: Array, low: Array | None, out: Array,
+) -> Status:  # fmt: skip
+    """Decode symbols as `unpack` does and join them with their rest to split_float's words, straight into `out` (u2 or u4).
+
+    rest: u1, bit planes. low: u2, for `out` of u4 only.
+    """
+    flat(payload, (1,)), flat(out, (2, 4))
+    kind = _require_rest(out, s, rest, low)
+    low_at = 0 if low is None else address_of(low)
+    return _call_unpack(kind, s, payload, (units_a, units_b), n_escapes, lanes_log2, groups, classes, first, out, address_of(rest), low_at)
+
+
+def _call_pack(
+    kind: int, s: int, words: Array, width: int, lanes_log2: int, groups: int, classes: Classes, first: int, out: Array, rest: int, low: int
+) -> Packed:  # fmt: skip
+    n = words.size
+    _require_classes(classes, first, n, lanes_log2, groups)
+    require(classes.has_escapes, "a table has no escape")
+    require(flat(out, (1,)).flags.writeable and out.size >= pack_bound(n, width, lanes_log2, groups), "out is smaller than pack_bound")
+    entries = classes.coding_entries
+    units_a, units_b, n_escapes = _pack(
+        kind, s, address_of(words), address_of(out), rest, low, n, lanes_log2, groups, *_place(classes, first), address_of(entries), _work(n)
+    )
+    return Packed(Status.OK, units_a, units_b, n_escapes, 2 * (units_a + units_b) + (4 * groups << lanes_log2) + width * n_escapes)
+
+
+def pack(x: Array, lanes_log2: int, groups: int, classes: Classes, first: int, out: Array) -> Packed:
+    """Code the symbols x (u1 or u2), from word `first` of the group on, into `out` (u1, `pack_bound` bytes). Every table has an escape."""
+    width = flat(x, (1, 2)).dtype.itemsize
+    return _call_pack(U1 if width == 1 else U2, 0, x, width, lanes_log2, groups, classes, first, out, 0, 0)
+
+
+def pack_split(words: Array, s: int, lanes_log2: int, groups: int, classes: Classes, first: int, out: Array, rest: Array, low: Array | None) -> Packed:
+    """split_float and `pack` of its symbols in one: words are u2 or u4, `rest` (u1) gets the bit planes, `low` (u2, for u4 only) the low halves."""
+    kind = _require_rest(flat(words, (2, 4)), s, rest, low)
+    require(rest.flags.writeable and (low is None or low.flags.writeable), "rest or low is read-only")
+    low_at = 0 if low is None else address_of(low)
+    return _call_pack(kind, s, words, 1 if s >= 7 else 2, lanes_log2, groups, classes, first, out, address_of(rest), low_at)

@@ -1,127 +1,273 @@
 """Scale classes: how large a weight is likely to be, from the scale of its row and of its column (docs/stages.md, class_rans).
 
-All in integers. A *level* is a float's magnitude in quarters of an octave: its exponent and top two mantissa bits, cut to 8 octaves around the group's
-middle, since zeros
-and outliers say nothing about a scale. Rows are those of one group of frames; x holds whole rows, but for the last one.
+All in integers. A *log* is a float's magnitude in 128ths of an octave: its exponent and top 7 bits of mantissa. Scales are *places*, below 64, of logs on a
+grid. Words x, at an address, are those of one group of frames: whole rows, but for the last one.
 """
 
 from __future__ import annotations
 
-from numba import int64
+from typing import Any
 
-from modelcodec.kernels.frequencies import LOG2
-from modelcodec.kernels.jit import inlined, kernel
+import numpy as np
+from numba import types
+from numba.types import int32, int64, uint16
 
-SPREAD = 32
-"""Levels that are told apart below and above the middle, and places of a row's or column's scale."""
-SCALES = 2 * SPREAD
-SUMS = 2 * SCALES - 1
+from modelcodec.kernels.class_rans import ESCAPE, MOST_CLASSES, SUMS
+from modelcodec.kernels.frequencies import LOG2, bit_length
+from modelcodec.kernels.jit import kernel, piece
+from modelcodec.kernels.memory import address_of, load_u8, load_u16, load_u32, store_u32
+
+__all__ = ["OCTAVE", "PITCH", "Groups", "count", "fit", "of_classes", "order0_bits"]
+
+Array = np.ndarray[Any, Any]
+
+OCTAVE = 128
 SYMBOLS = 1 << 10
-MOST_CLASSES = 32
-_FRACTION = 16
+_SPREAD = 8 * OCTAVE
+"""At first, nothing is further from the middle: zeros and outliers say nothing about a scale."""
+_BLOCK = 64
+PITCH = SYMBOLS + 48
+"""Counters of a sum; those of one symbol must not lie a multiple of 4096 bytes apart, where processors take them for the same."""
 _PLACES = 16
+_FEW_LOG2 = 11
+"""Neighbouring sums are put together from the start until they have one in 2^11 words."""
 
 
-@inlined
-def _high(word, width):
-    return int64(word) >> (8 * width - 16) & 0x7FFF
+@piece(types.void(int64, int64, int64, int64, int64, uint16[::1]))
+def _logs(x, width, down, first, m, to):
+    """Logs of m words from word `first` on."""
+    if width == 2:
+        for i in range(m):
+            to[i] = (load_u16(x + 2 * (first + i)) & 0x7FFF) >> down
+    else:
+        for i in range(m):
+            to[i] = (load_u16(x + 4 * (first + i) + 2) & 0x7FFF) >> down
+
+
+@piece(int64(int64))
+def _log2(v):
+    """log2 of v >= 1 in 2^-16 bit."""
+    shift = max(bit_length(v) - 12, 0)
+    return LOG2[v >> shift] + (shift << _PLACES)
+
+
+@piece(int32(int32))
+def _square(log):
+    """About the square of what has this log, in 1024ths, between 1 and 2^14: large ones tell most about a scale, outliers nothing."""
+    z = min(max(2 * log, -10 * OCTAVE), 4 * OCTAVE) + 10 * OCTAVE
+    return int32((OCTAVE + (z & OCTAVE - 1)) << (z >> 7) >> 7)
+
+
+@piece(int64(int64))
+def _half_log(mean):
+    """The log by which a scale is off whose words have this mean square."""
+    return (_log2(max(mean, 1)) - (10 << _PLACES)) * (OCTAVE // 2) >> _PLACES
 
 
 @kernel
-def count_levels(x, width, below, step, counts):
-    """Add to `counts` (i8[32768]) the levels of every step-th word; `below` is the number of bits below a level in a word's top 16."""
-    for i in range(0, x.size, step):
-        counts[_high(x[i], width) >> below] += 1
+def _fit(x, width, down, n, columns, every, middle, row_logs, column_logs, sums, line):
+    rows = row_logs.size
+    whole = n // columns
+    counted = (whole + every - 1) // every
+    for after in range(2):
+        sums[:] = 0
+        for r in range(rows):
+            m = min(columns, n - r * columns)
+            _logs(x, width, down, r * columns, m, line)
+            total = int64(0)
+            counts = r % every == 0 and r < whole
+            if after:
+                base = int32(middle + row_logs[r])
+                for j in range(m):
+                    total += _square(int32(int32(line[j]) - base - column_logs[j]))
+                row_logs[r] += _half_log(total // m)
+                base = int32(middle + row_logs[r])
+                for j in range(m if counts else 0):
+                    sums[j] += _square(int32(int32(line[j]) - base - column_logs[j]))
+            else:
+                base = int32(middle)
+                for j in range(m):
+                    total += min(max(int32(line[j]) - base, -_SPREAD), _SPREAD)
+                mean = total // m
+                row_logs[r] = mean
+                for j in range(m if counts else 0):
+                    sums[j] += min(max(int32(line[j]) - base, -_SPREAD), _SPREAD) - mean
+        for j in range(columns):
+            mean = sums[j] // counted
+            column_logs[j] = column_logs[j] + _half_log(mean) if after else mean
 
 
 @kernel
-def fit_scales(x, width, below, columns, middle, row_sums, column_sums, row_scales, column_scales):
-    """The additive model level = row + column, by sums.
+def _middle(x, width, down, n, step, counts):
+    """The median log of every step-th word, in quarters of an octave."""
+    counted = 0
+    for i in range(0, n, step):
+        counts[(load_u16(x + width * i + width - 2) & 0x7FFF) >> down >> 5] += 1
+        counted += 1
+    level, below = 0, counts[0]
+    while 2 * below < counted:
+        level += 1
+        below += counts[level]
+    return level << 5
 
-    row_scales (u1[rows]) and column_scales (u1[columns]) get values below 64 around 32; the sums (i8) are scratch.
+
+def fit(x: Array, exponent_at: int, columns: int, every: int) -> tuple[Array, Array]:
+    """Logs of the scales of rows and of columns (i4), around 0: the additive model log = row + column.
+
+    First by means of logs, then by mean squares of what is left. x: u2 or u4. exponent_at: the exponent's lowest bit in a word's top 16, at least 7. every:
+    one row in so many counts for the columns. source: a two-way analysis of variance.
     """
-    rows = row_sums.size
-    column_sums[:] = 0
+    rows = -(-x.size // columns)
+    row_logs, column_logs, sums, line = np.empty(rows, np.int32), np.zeros(columns, np.int32), np.empty(columns, np.int64), np.empty(columns, np.uint16)
+    down = exponent_at - 7
+    middle = _middle(address_of(x), x.itemsize, down, x.size, x.size >> 14 | 1, np.zeros(1 << 10, np.int64))
+    _fit(address_of(x), x.itemsize, down, x.size, columns, every, middle, row_logs, column_logs, sums, line)
+    return row_logs, column_logs
+
+
+@kernel
+def _count(x, width, low_bits, n, columns, rows, row_scales, column_scales, sample, counts):
+    counted = 0
     for r in range(rows):
         first = r * columns
-        n = min(columns, x.size - first)
-        total = int64(0)
-        for j in range(n):
-            total += min(max((_high(x[first + j], width) >> below) - middle, -SPREAD), SPREAD)
-        mean = (total * _FRACTION) // n
-        row_sums[r] = mean
-        for j in range(n):
-            column_sums[j] += _FRACTION * min(max((_high(x[first + j], width) >> below) - middle, -SPREAD), SPREAD) - mean
-        row_scales[r] = min(max((mean + _FRACTION // 2) // _FRACTION + SPREAD, 0), SCALES - 1)
-    whole = x.size // columns
-    for j in range(columns):
-        n = whole + (j < x.size - whole * columns)
-        column_scales[j] = min(max((column_sums[j] // max(n, 1) + _FRACTION // 2) // _FRACTION + SPREAD, 0), SCALES - 1)
+        m = min(columns, n - first)
+        row = counts + 4 * PITCH * load_u8(row_scales + r)
+        for begin in range(r % sample * _BLOCK, m, _BLOCK * sample):
+            end = min(begin + _BLOCK, m)
+            counted += end - begin
+            for j in range(begin, end):
+                symbol = (load_u16(x + width * (first + j) + width - 2) & 0x7FFF) >> low_bits
+                counter = row + 4 * PITCH * load_u8(column_scales + j) + 4 * min(symbol, SYMBOLS - 1)
+                store_u32(counter, load_u32(counter) + 1)
+    return counted
 
 
-@kernel
-def count_classed(x, width, low_bits, columns, row_scales, column_scales, counts):
-    """Add each word's symbol to counts (i8[127, 1024]) at the sum of its row's and column's scale; a symbol above 1023 is counted at 1023."""
-    for r in range(row_scales.size):
-        first = r * columns
-        scale = int64(row_scales[r])
-        for j in range(min(columns, x.size - first)):
-            symbol = _high(x[first + j], width) >> low_bits
-            counts[scale + int64(column_scales[j]), min(symbol, SYMBOLS - 1)] += 1
+def count(x: Array, low_bits: int, columns: int, row_scales: Array, column_scales: Array, sample: int) -> tuple[Array, int]:
+    """How often each symbol (1023: all from there on) occurs with each sum of a row's and a column's scale (u4[127, PITCH]), and how many words that are.
 
-
-@inlined
-def _log2(v, table):
-    """log2 of v >= 1 in 2^-16 bit."""
-    shift = 0
-    while v > 4096:
-        v >>= 1
-        shift += 1
-    return table[v] + (int64(shift) << _PLACES)
-
-
-@kernel
-def class_cost(counts, class_of, coarser, n_classes, log2, merged, symbol_cost):
-    """Bits of the symbols, coarser by so many bits, with a table for each class; `symbol_cost` bits for each entry of a table.
-
-    merged (i8[32, 1024]) is scratch.
+    scales: u1, below 64. sample: blocks of 64 words in a row that are counted: one out of so many, another one in each row.
     """
-    merged[:] = 0
-    for k in range(counts.shape[0]):
-        c = class_of[k]
-        for s in range(counts.shape[1]):
-            merged[c, s >> coarser] += counts[k, s]
-    cost, entries = int64(0), int64(0)
-    for c in range(n_classes):
-        total = int64(0)
-        for s in range(counts.shape[1] >> coarser):
-            m = merged[c, s]
-            if m:
-                total += m
-                cost -= (m * _log2(m, log2)) >> 8
-                entries += 1
-        if total:
-            cost += (total * _log2(total, log2)) >> 8
-    return (cost >> 8) + entries * symbol_cost
+    counts = np.zeros((SUMS, PITCH), np.uint32)
+    rows, scales = row_scales.size, (address_of(row_scales), address_of(column_scales))
+    counted = _count(address_of(x), x.itemsize, low_bits, x.size, columns, rows, *scales, sample, address_of(counts))
+    return counts, counted
+
+
+# Merging
+
+
+@piece(int64(int64[:, ::1], int64, int64, int64, int64, int64, int64))
+def _cost(cells, a, b, n_symbols, sample, entry_cost, class_cost):
+    """2^-16 bits of the words of buckets a and b with one table, and of that table; b may be -1."""
+    total, cost, entries = int64(0), int64(0), int64(0)
+    for i in range(n_symbols):
+        c = cells[a, i] + (cells[b, i] if b >= 0 else 0)
+        if c:
+            total += c
+            cost -= c * _log2(c)
+            entries += 1
+    return (cost + total * _log2(max(total, 1))) * sample + entries * entry_cost + class_cost
 
 
 @kernel
-def map_classes(row_scales, column_scales, class_of, first, out):
-    """Class of each word: out (u1[n]) from word `first` of the group on. Returns False where a row is past the last."""
-    columns = column_scales.size
-    row, column = first // columns, first % columns
-    i, n = 0, out.size
-    while i < n:
-        if row >= row_scales.size:
-            return False
-        scale = int64(row_scales[row])
-        m = min(columns - column, n - i)
-        for j in range(m):
-            out[i + j] = class_of[scale + int64(column_scales[column + j])]
-        i += m
-        row += 1
-        column = 0
-    return True
+def _merge(cells, buckets, n_symbols, sample, entry_cost, class_cost, most, after, before, own, saved):
+    """Put neighbouring buckets together, those that save most first, while that saves anything or there are more than `most`.
+
+    Leaves the first bucket of the next class in `after`, for the first bucket of each class. Returns the bits.
+    """
+    for k in range(buckets):
+        own[k] = _cost(cells, k, -1, n_symbols, sample, entry_cost, class_cost)
+        after[k], before[k] = k + 1, k - 1
+    for k in range(buckets - 1):
+        saved[k] = own[k] + own[k + 1] - _cost(cells, k, k + 1, n_symbols, sample, entry_cost, class_cost)
+    left = buckets
+    while left > 1:
+        best, k = 0, 0
+        while after[k] < buckets:
+            if saved[k] > saved[best]:
+                best = k
+            k = after[k]
+        if saved[best] <= 0 and left <= most:
+            break
+        gone = after[best]
+        for i in range(n_symbols):
+            cells[best, i] += cells[gone, i]
+        own[best] += own[gone] - saved[best]
+        after[best] = after[gone]
+        saved[best] = -(int64(1) << 62)
+        if after[best] < buckets:
+            before[after[best]] = best
+            saved[best] = own[best] + own[after[best]] - _cost(cells, best, after[best], n_symbols, sample, entry_cost, class_cost)
+        if before[best] >= 0:
+            k = before[best]
+            saved[k] = own[k] + own[best] - _cost(cells, k, best, n_symbols, sample, entry_cost, class_cost)
+        left -= 1
+    bits, k = int64(0), 0
+    while k < buckets:
+        bits += own[k]
+        k = after[k]
+    return bits >> _PLACES
 
 
-__all__ = ["LOG2", "MOST_CLASSES", "SCALES", "SUMS", "SYMBOLS", "class_cost", "count_classed", "count_levels", "fit_scales", "map_classes"]
+class Groups:
+    """Counts (u4[127, PITCH]) by sums, made ready to be merged into classes."""
+
+    def __init__(self, counts: Array, counted: int, sample: int) -> None:
+        starts, total = [0], 0
+        for k, n in enumerate(counts.sum(axis=1).tolist()):
+            if total >= max(counted >> _FEW_LOG2, 1) and n:
+                starts.append(k)
+                total = 0
+            total += n
+        self._starts, self._sample = np.array(starts), sample
+        self._symbols = np.flatnonzero(counts.any(axis=0))
+        self._cells = np.add.reduceat(counts[:, self._symbols], self._starts, axis=0, dtype=np.int64)
+
+    def merge(self, coarser: int, entry_cost: int, class_cost: int) -> tuple[int, Array]:
+        """Bits of the words, for symbols with so many bits less, and thresholds (u1) of the sums. Costs of tables: bits an entry, and beside those."""
+        symbols, firsts = np.unique(self._symbols >> coarser, return_index=True)
+        cells = np.ascontiguousarray(np.add.reduceat(self._cells, firsts, axis=1))
+        after, before, own, saved = np.empty((4, SUMS), np.int64)
+        costs = entry_cost << _PLACES, class_cost << _PLACES
+        bits = _merge(cells, self._starts.size, symbols.size, self._sample, *costs, MOST_CLASSES, after, before, own, saved)
+        firsts_of, bucket = [], int(after[0])
+        while bucket < self._starts.size:
+            firsts_of.append(bucket)
+            bucket = int(after[bucket])
+        return bits, self._starts[np.array(firsts_of, np.int64)].astype(np.uint8)
+
+
+@kernel
+def _of_classes(counts, class_of, coarser, sample, result):
+    for k in range(SUMS):
+        c = class_of[k]
+        for s in range(SYMBOLS):
+            result[c, s >> coarser] += sample * int64(counts[k, s])
+
+
+def of_classes(counts: Array, thresholds: Array, coarser: int, sample: int) -> Array:
+    """Counts (i8[classes, symbols]) of classes out of counts (u4[127, PITCH]) by sums, one in `sample` words of which was counted.
+
+    What is always escaped is left out.
+    """
+    result = np.zeros((thresholds.size + 1, SYMBOLS >> coarser), np.int64)
+    _of_classes(counts, np.searchsorted(thresholds, np.arange(SUMS), side="right"), coarser, sample, result)
+    result[:, ESCAPE:] = 0
+    return result
+
+
+@kernel
+def _order0_bits(x, n, counts):
+    for i in range(n):
+        counts[load_u8(x + i)] += 1
+    cost = n * _log2(n)
+    for c in counts:
+        if c:
+            cost -= c * _log2(c)
+    return (cost >> _PLACES) + 1
+
+
+def order0_bits(x: Array) -> int:
+    """Bits that bytes (u1, not empty) take at their order-0 entropy."""
+    bits: int = _order0_bits(address_of(x), x.size, np.zeros(256, np.int64))
+    return bits

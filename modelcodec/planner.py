@@ -31,6 +31,7 @@ RAW = Plan(Raw())
 CONSTANT = Plan(Constant())
 
 _TABLE_BITS = {FAST: 8, DEFAULT_LEVEL: 11, SMALL: 12}
+"""Tables of 8 bits decode fastest, but hold no more than exponents."""
 _SAMPLE = {FAST: 8, DEFAULT_LEVEL: 4, SMALL: 1}
 """A table is made from one in so many words, where there are many."""
 _BYTE_TABLE_BITS = {FAST: 11, DEFAULT_LEVEL: 12, SMALL: 12}
@@ -38,7 +39,7 @@ _ZSTD_LEVEL = {FAST: 1, DEFAULT_LEVEL: 5, SMALL: 19}
 
 _LOW_BITS = {
     "BF16": {FAST: (7,), DEFAULT_LEVEL: (7, 6, 5), SMALL: (7, 6, 5)},
-    "F16": {FAST: (10,), DEFAULT_LEVEL: (10, 9, 8, 7), SMALL: (10, 9, 8, 7)},
+    "F16": {DEFAULT_LEVEL: (10, 9, 8, 7), SMALL: (10, 9, 8, 7)},
     "F32": {FAST: (7,), DEFAULT_LEVEL: (7, 6, 5), SMALL: (7, 6, 5)},
     "F64": {FAST: (4,), DEFAULT_LEVEL: (4,), SMALL: (4, 3)},
 }
@@ -50,7 +51,9 @@ _WIDE_FLOATS = {"F32": ((BFLOAT16, 16, "BF16"), (FLOAT16, 13, "F16")), "F64": ((
 """dtype -> (kind of widen, low bits that are zero then, dtype that it is in truth)"""
 
 _SAMPLE_WORDS = 1 << 15
+_FAST_WORDS = 1 << 17
 _ZSTD_SAMPLE = 1 << 14
+_SHORT_BYTES = 1 << 15
 _ZSTD_FLATTERY = 32
 """A short sample's tables fit it better than a whole frame's will fit the frame: so much is added to what it shows."""
 _SPARSE_SHARE = 32
@@ -168,7 +171,7 @@ class _Survey:
 
 def float_plan(x: Array, dtype: str, level: int) -> Plan:
     """Zeros apart, narrower floats narrow, few values as a palette; else sign, exponent and mantissa apart."""
-    seen = _Survey.of(x, _LOW_BITS[dtype][level])
+    seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x, dtype, level)])
     if seen.zeros * _SPARSE_SHARE > seen.n_sampled and x.size >= 64:
         return _sparse(x, dtype, level)
     for kind, low_bits, narrow_dtype in _WIDE_FLOATS.get(dtype, ()):
@@ -199,7 +202,7 @@ def _masked(x: Array, fill: int, dtype: str | None, level: int) -> Plan:
         elif dtype is not None and fill == 0 and int(np.count_nonzero(values == x.dtype.type(negative_zero))) * _SPARSE_SHARE > values.size:
             inner = _masked(values, negative_zero, dtype, level)
         elif dtype is not None:
-            inner = _palette(values, level) or _split(values, _Survey.of(values, _LOW_BITS[dtype][level]), dtype, level)
+            inner = _palette(values, level) or _split(values, _Survey.of(values, _LOW_BITS[dtype][_split_level(values, dtype, level)]), dtype, level)
         else:
             inner = integer_plan(values, level) if x.itemsize > 1 else byte_plan(values, level)
     return Plan(Sparse(fill), {"mask": byte_plan(mask, level), "values": inner})
@@ -215,7 +218,13 @@ def _palette(x: Array, level: int) -> Plan | None:
     return Plan(Palette(), {"indices": byte_plan(indices, level)})
 
 
+def _split_level(x: Array, dtype: str, level: int) -> int:
+    """The fast level's small tables are for long frames; and float16's exponents alone, cut from 11 bits, would leave too much."""
+    return DEFAULT_LEVEL if level == FAST and (dtype == "F16" or x.size < _FAST_WORDS) else level
+
+
 def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
+    level = _split_level(x, dtype, level)
     then = {"symbols": Plan(Rans(_TABLE_BITS[level], _SAMPLE[level]))}
     if x.itemsize > 2 and (level > FAST or x.itemsize == 8):
         low = _low_plan(x, level)
@@ -252,7 +261,7 @@ def integer_plan(x: Array, level: int) -> Plan:
     plans = [byte_plan(plane, level) for plane in planes]
     cost = sum(_byte_cost(plane, inner) for plane, inner in zip(planes, plans, strict=True))
     if zstd_bytes(x.view(np.uint8), level) < cost:
-        return Plan(Zstd(_ZSTD_LEVEL[level]))
+        return Plan(Zstd(_zstd_level(x, level)))
     return Plan(Planes(), {f"plane {k}": inner for k, inner in enumerate(plans)})
 
 
@@ -266,7 +275,7 @@ def byte_plan(x: Array, level: int) -> Plan:
     packed = zstd_bytes(x, level)
     if min(coded, packed) >= x.size:
         return RAW
-    return Plan(Zstd(_ZSTD_LEVEL[level])) if packed < coded else Plan(Rans(_BYTE_TABLE_BITS[level]))
+    return Plan(Zstd(_zstd_level(x, level))) if packed < coded else Plan(Rans(_BYTE_TABLE_BITS[level]))
 
 
 def _rans_bytes(x: Array) -> int:
@@ -282,9 +291,14 @@ def _byte_cost(x: Array, chosen: Plan) -> int:
     return _rans_bytes(x) if isinstance(chosen.stage, Rans) else zstd_bytes(x, SMALL)
 
 
+def _zstd_level(x: Array, level: int) -> int:
+    """zstd's own level: the highest for headers and the like, which are short, and read once."""
+    return _ZSTD_LEVEL[SMALL] if level > FAST and x.nbytes <= _SHORT_BYTES else _ZSTD_LEVEL[level]
+
+
 def zstd_bytes(x: Array, level: int) -> int:
     """What zstd would take, from two samples where x is long."""
-    stage = Zstd(_ZSTD_LEVEL[level])
+    stage = Zstd(_zstd_level(x, level))
     if x.size <= 4 * _ZSTD_SAMPLE:
         return len(stage.encode(x, _NO_CONTEXT).payload)
     places = (x.size // 4, x.size // 4 * 3)

@@ -1,4 +1,4 @@
-"""Containers made by hand, with the digests and seals that a real one would have: for tests of what the decoder does when every digest is right and the rest is not.
+"""Containers made by hand, with the digests and seals of a real one: for tests of what the decoder does when every digest is right and the rest is not.
 
 Nothing here is checked, on purpose. The layout is that of docs/format.md.
 """

@@ -584,7 +584,7 @@ def _classed_stream(source: random.Random) -> tuple[Array, Array, tuple[frequenc
 def _order(n: int, lanes_log2: int, groups: int) -> list[list[list[tuple[int, int]]]]:
     """For each group, for each round, (lane, word) in the order in which they take units (docs/stages.md, rans)."""
     lanes = 1 << lanes_log2
-    n_a = n if groups == 1 else min(n, 64 * (-(-(-(-n // 64)) // 2)))
+    n_a = n if groups == 1 else min(n, 64 * ((n + 127) // 128))
     lane_of = [16 * (r % 4) + r // 4 if lanes == 64 else r for r in range(lanes)]
     spans = [(0, n_a), (n_a, n)][:groups]
     return [[sorted((lane_of[r], first + r) for r in range(min(lanes, end - first))) for first in range(start, end, lanes)] for start, end in spans]
@@ -600,7 +600,9 @@ def _slots_of(table: frequencies.Table) -> dict[int | None, tuple[int, int]]:
     return found
 
 
-def pack_classed(x: Array, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int) -> tuple[list[int], list[int], list[int], list[int]]:
+def pack_classed(
+    x: Array, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
     entries = class_rans.coding_entries(tables)
     units, states, escaped = np.empty(x.size, np.uint16), np.empty((2, 64), np.uint32), np.empty_like(x)
     a, b = class_rans.pack(x, classes, entries, tables[0].bits, lanes_log2, groups, units, states)
@@ -639,12 +641,23 @@ def _classed_payload(source: random.Random) -> tuple[bytes, Array, tuple[frequen
     return bytes(data), classes, tables, lanes_log2, groups, (len(a), len(b), len(escaped)), x.itemsize
 
 
-def unpack_classed(data: bytes, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int, counts: tuple[int, int, int], width: int) -> list[int] | None:
+def unpack_classed(
+    data: bytes, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int, counts: tuple[int, int, int], width: int
+) -> list[int] | None:
     symbols = np.empty(classes.size, np.uint16)
     status = class_rans.unpack(
-        np.frombuffer(bytearray(data), np.uint8), *counts, width, lanes_log2, groups, classes, class_rans.decoding_entries(tables), tables[0].bits, 1 << (8 * width),
-        np.empty((2, 64), np.uint32), symbols,
-    )  # fmt: skip
+        np.frombuffer(bytearray(data), np.uint8),
+        *counts,
+        width,
+        lanes_log2,
+        groups,
+        classes,
+        class_rans.decoding_entries(tables),
+        tables[0].bits,
+        1 << (8 * width),
+        np.empty((2, 64), np.uint32),
+        symbols,
+    )
     return None if status else symbols.tolist()
 
 

@@ -1,4 +1,4 @@
-"""One row for each stage, each source format and each kernel. The tests by promise run over these rows, so that a new stage, format or kernel is tested by adding its row.
+"""One row for each stage, each source format and each kernel. The tests by promise run over these rows: a new stage, format or kernel is tested by its row.
 
 Every array comes from integers alone (PCG64's raw stream), so that it is the same with every version of numpy and on every machine.
 """
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import sources
 from kernel_rows import KERNEL_ROWS, KernelRow
-from modelcodec.kernels import frequencies
 from numpy.typing import NDArray
 
+from modelcodec.kernels import frequencies
 from modelcodec.stage import Shared
 from modelcodec.stages.class_rans import ScaleClasses
-
 from modelcodec.types import DTYPE_BY_NAME, DType
 
 __all__ = ["FORMAT_ROWS", "KERNEL_ROWS", "STAGE_ROWS", "FormatRow", "KernelRow", "StageRow"]
@@ -46,7 +45,14 @@ def gaussian(n: int, dtype: str, seed: int = 0, scale: float = 0.02) -> Array:
 
     uniform = (random_bits(12 * n, 4, seed).astype(np.float64) / 2.0**32).reshape(n, 12)
     values = (uniform.sum(axis=1) - 6) * scale
-    kinds = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+    kinds = {
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "F16": np.float16,
+        "F32": np.float32,
+        "F64": np.float64,
+    }
     rounded = values.astype(np.float32).astype(kinds[dtype]) if dtype.startswith(("B", "F8")) else values.astype(kinds[dtype])
     return rounded.view(WORD[rounded.itemsize])
 
@@ -117,8 +123,8 @@ def for_dtype(array: Array, dtype: DType) -> Array:
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage: `plans` whose tree it is in, as recipes write them; `dtypes` whose words it takes; `sample` is what it is for, coded by the first plan in at most
-    `bound` of the raw bytes; `shared` makes what a group of frames shares, for stages that need it."""
+    """A stage: `plans` whose tree it is in, as recipes write them; `dtypes` whose words it takes; `sample` is what it is for, coded by the first plan in at
+    most `bound` of the raw bytes; `shared` makes what a group of frames shares, for stages that need it."""
 
     name: str
     plans: tuple[str, ...]

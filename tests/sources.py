@@ -1,4 +1,4 @@
-"""Small source files, one for each format, made without their libraries where that is easy: the name of the file, and the bytes of all files that must lie together."""
+"""Small source files, one for each format, made without their libraries where that is easy: a file's name, and the bytes of all files that lie together."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def torch_zip_file() -> Made:
 
 
 def torch_legacy_file() -> Made:
-    """A storage is named after its address, and the storages are sorted by it; here there is one, and it gets a number, so that the file is the same each time."""
+    """A storage is named after its address, and storages are sorted by it; here there is one, named by a number, so that the file is always the same."""
     import torch
 
     out = io.BytesIO()

@@ -48,14 +48,24 @@ def test_public_names() -> None:
     assert all(getattr(modelcodec, name).__doc__ for name in FUNCTIONS)
     with pytest.raises(AttributeError, match="nothing"):
         modelcodec.nothing  # noqa: B018
-    assert all(issubclass(getattr(modelcodec, name), ModelCodecError) for name in modelcodec.__all__ if name.endswith(("File", "Recipe", "Exceeded", "Input")) and name != "Recipe")
+    assert all(
+        issubclass(getattr(modelcodec, name), ModelCodecError)
+        for name in modelcodec.__all__
+        if name.endswith(("File", "Recipe", "Exceeded", "Input")) and name != "Recipe"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "packed"),
-    [("model.safetensors", "model.mcodec.safetensors"), ("a.b.safetensors", "a.b.mcodec.safetensors"), ("model.pt", "model.pt.mcodec"), ("noending", "noending.mcodec"),
-     (".hidden", ".hidden.mcodec"), ("folder", "folder.mcodec")],
-)  # fmt: skip
+    [
+        ("model.safetensors", "model.mcodec.safetensors"),
+        ("a.b.safetensors", "a.b.mcodec.safetensors"),
+        ("model.pt", "model.pt.mcodec"),
+        ("noending", "noending.mcodec"),
+        (".hidden", ".hidden.mcodec"),
+        ("folder", "folder.mcodec"),
+    ],
+)
 def test_default_names(name: str, packed: str) -> None:
     assert api.compressed_name(Path(name)) == Path(packed)
     assert api.restored_name(Path(packed)) == Path(name)
@@ -223,7 +233,11 @@ def test_floors_are_the_entropy_of_the_symbols(tmp_path: Path) -> None:
     octets = np.tile(np.arange(4, dtype=np.uint8), 600_000 // 4)
     odd = octets[: 1000 * 599]  # rows of 599 bytes: frames end inside a word of 4
     words = sources.safetensors_bytes(
-        {"two bits": ("U8", (octets.size,), octets.tobytes()), "odd": ("U8", (4000, 599), np.tile(odd, 4).tobytes()), "same": ("F32", (599_000,), np.tile(odd, 4).tobytes())}
+        {
+            "two bits": ("U8", (octets.size,), octets.tobytes()),
+            "odd": ("U8", (4000, 599), np.tile(odd, 4).tobytes()),
+            "same": ("F32", (599_000,), np.tile(odd, 4).tobytes()),
+        }
     )
     (tmp_path / "m.safetensors").write_bytes(words)
     modelcodec.compress(tmp_path / "m.safetensors", tmp_path / "packed")
@@ -269,10 +283,21 @@ def test_errors_have_their_kinds(tmp_path: Path, model: Path) -> None:
     packed = tmp_path / "packed"
     modelcodec.compress(model, packed)
     whole = packed.read_bytes()
-    cases: list[tuple[bytes, type[ModelCodecError]]] = [(whole[:-1], TruncatedFile), (whole + b"\0", CorruptFile), (MODEL, UnsupportedFile), (b"", TruncatedFile)]
+    cases: list[tuple[bytes, type[ModelCodecError]]] = [
+        (whole[:-1], TruncatedFile),
+        (whole + b"\0", CorruptFile),
+        (MODEL, UnsupportedFile),
+        (b"", TruncatedFile),
+    ]
     for data, kind in cases:
         packed.write_bytes(data)
-        for function in (modelcodec.verify, modelcodec.inspect, modelcodec.load_file, modelcodec.open, lambda path: modelcodec.decompress(path, tmp_path / "out")):
+        for function in (
+            modelcodec.verify,
+            modelcodec.inspect,
+            modelcodec.load_file,
+            modelcodec.open,
+            lambda path: modelcodec.decompress(path, tmp_path / "out"),
+        ):
             with pytest.raises(kind) as found:
                 function(packed)
             assert type(found.value) is kind
@@ -297,7 +322,8 @@ def test_a_restored_file_that_does_not_fit_is_refused_first(tmp_path: Path, monk
 def test_the_package_works_outside_the_checkout(tmp_path: Path) -> None:
     """Nothing depends on the current folder."""
     (tmp_path / "m.safetensors").write_bytes(MODEL)
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import modelcodec; modelcodec.compress('m.safetensors'); print(modelcodec.verify('m.mcodec.safetensors').n_bytes)"
+    work = "modelcodec.compress('m.safetensors'); print(modelcodec.verify('m.mcodec.safetensors').n_bytes)"
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import modelcodec; {work}"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(len(MODEL))), done.stderr
 

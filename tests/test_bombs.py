@@ -75,6 +75,9 @@ def shared(rows: int, columns: int, classes: int = 0, size: int = 64, coded_size
     return container([skeleton(b""), entry], source_size=64, version="0.2")
 
 
+_OPENING = b'{"__metadata__":{"modelcodec":"0.1"},"__modelcodec__.directory":'
+
+
 def bombs() -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for n in HUGE:
@@ -124,14 +127,16 @@ def bombs() -> dict[str, bytes]:
         "10^6 nodes": one(node(FIELDS, b"\x10" + b"\1\1" * 16, *[node(FIELDS, b"\x10" + b"\1\1" * 16, *[ZERO] * 16)] * 16) * 3000, n=256),
         "arrays of 9 times the frame": one(nested(lambda leaf: node(SPLIT, b"\0", leaf, ZERO), 7, node(CONSTANT, b"\0\0")), n=1 << 19, dtype=19),
         "json 10^5 deep": forge.container([skeleton(b"")], header=b'{"__metadata__":' + b"[" * 100_000),
-        "json numbers of 10^5 digits": forge.container([skeleton(b"")], header=b'{"__metadata__":{"modelcodec":"0.1"},"__modelcodec__.directory":' + b"9" * 100_000 + b"}"),
-        "json numbers beyond 64 bits": forge.container([skeleton(b"")], header=b'{"__metadata__":{"modelcodec":"0.1"},"__modelcodec__.directory":{"dtype":"U8","shape":[1],"data_offsets":[0,99999999999999999999]}}'),
-        "json floats": forge.container([skeleton(b"")], header=b'{"__metadata__":{"modelcodec":"0.1"},"__modelcodec__.directory":{"dtype":"U8","shape":[1e999],"data_offsets":[0,1e999]}}'),
+        "json numbers of 10^5 digits": forge.container([skeleton(b"")], header=_OPENING + b"9" * 100_000 + b"}"),
+        "json numbers beyond 64 bits": forge.container(
+            [skeleton(b"")], header=_OPENING + b'{"dtype":"U8","shape":[1],"data_offsets":[0,99999999999999999999]}}'
+        ),
+        "json floats": forge.container([skeleton(b"")], header=_OPENING + b'{"dtype":"U8","shape":[1e999],"data_offsets":[0,1e999]}}'),
         "255 classes": shared(1, 1, classes=254),
         "shared part of 2 MiB": shared(1, 1, size=2 << 20),
         "no frames a group": shared(1, 1, group=0),
         "9 frames a group": shared(1, 1, group=9),
-    }  # fmt: skip
+    }
 
 
 def _views(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Promise: damage is found. A file that is cut off anywhere is a TruncatedFile; a file with a flipped bit, wherever it is, is an error; nothing is silent or foreign."""
+"""Promise: damage is found. A file cut off anywhere is a TruncatedFile; a file with a flipped bit anywhere is an error; nothing is silent or foreign."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_prefix_is_truncated(name: str) -> None:
 
 
 def _is_found(view: memoryview, parsed: container.Container, in_data: bool) -> bool:
-    """Whether a damaged file gives an error. What lies behind the directory does not change what `read` makes of the file, unless it is padding, so it is read once."""
+    """Whether a damaged file gives an error. What lies behind the directory does not change what `read` makes of the file, so it is read once."""
     try:
         if in_data and not any(entry.shared for entry in parsed.entries):
             restore(parsed, None, 1, None)
@@ -51,7 +51,10 @@ def test_every_flipped_bit_is_found(name: str) -> None:
     restored(view)
 
 
-@pytest.mark.parametrize(("dtype", "plan"), [("BF16", "split_float{low_bits=5}(symbols:rans)"), ("BF16", "split_float(symbols:rans{table_bits=8})"), ("F32", "split_float(symbols:rans)")])
+@pytest.mark.parametrize(
+    ("dtype", "plan"),
+    [("BF16", "split_float{low_bits=5}(symbols:rans)"), ("BF16", "split_float(symbols:rans{table_bits=8})"), ("F32", "split_float(symbols:rans)")],
+)
 def test_flipped_bits_of_a_larger_frame_are_found(dtype: str, plan: str) -> None:
     """Frames of the most common kind are decoded another way from 4 KiB on; 4001 words end inside a block of bit planes."""
     x = rows.gaussian(4001, dtype)

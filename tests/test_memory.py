@@ -1,4 +1,4 @@
-"""Promise: memory does not grow with the file. Measured is anonymous memory, which mapping a file takes none of, over that of a process that has done its work once."""
+"""Promise: memory does not grow with the file. Measured is anonymous memory, of which a mapped file takes none, over that of a process warmed up."""
 
 from __future__ import annotations
 

@@ -42,13 +42,40 @@ def test_any_tree_comes_back(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "nothing", "rans(", "rans)", "rans{", "rans{}x", "rans{table_bits}", "rans{table_bits=}", "rans{table_bits=x}", "rans{table_bits=-8}", "rans{other=1}",
-     "rans(symbols:raw)", "split_float(symbols)", "split_float(symbols:)", "split_float(other:raw)", "split_float(symbols:rans", "rans rans", "raw{x=1}", "rans{table_bits=٣}",
-     "palette(indices:rans) extra", "zstd{level=9999999999}", "split_float(:rans)", "(raw)", "planes(plane 8:raw)",
-     "split_float(symbols:raw, symbols:rans)", "rans{table_bits=8, table_bits=9}", "sparse(mask:" * 9 + "raw" + ")" * 9, "sparse(mask:" * 20_000],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "nothing",
+        "rans(",
+        "rans)",
+        "rans{",
+        "rans{}x",
+        "rans{table_bits}",
+        "rans{table_bits=}",
+        "rans{table_bits=x}",
+        "rans{table_bits=-8}",
+        "rans{other=1}",
+        "rans(symbols:raw)",
+        "split_float(symbols)",
+        "split_float(symbols:)",
+        "split_float(other:raw)",
+        "split_float(symbols:rans",
+        "rans rans",
+        "raw{x=1}",
+        "rans{table_bits=٣}",
+        "palette(indices:rans) extra",
+        "zstd{level=9999999999}",
+        "split_float(:rans)",
+        "(raw)",
+        "planes(plane 8:raw)",
+        "split_float(symbols:raw, symbols:rans)",
+        "rans{table_bits=8, table_bits=9}",
+        "sparse(mask:" * 9 + "raw" + ")" * 9,
+        "sparse(mask:" * 20_000,
+    ],
+)
 def test_bad_plans_are_refused(text: str) -> None:
-    with pytest.raises(BadRecipe, match="plan|is no whole number"):
+    with pytest.raises(BadRecipe, match=r"plan|is no whole number"):
         parse_plan(text)
 
 
@@ -73,7 +100,17 @@ def test_toml_comes_back() -> None:
     assert Recipe().to_toml() == ""
 
 
-@given(rules=st.lists(st.builds(Rule, st.text(min_size=1), st.lists(st.sampled_from([d.name for d in DTYPES])).map(tuple), st.sampled_from(PLANS).map(parse_plan) | st.none(), st.sampled_from([None, 1, 5, 9]))))
+@given(
+    rules=st.lists(
+        st.builds(
+            Rule,
+            st.text(min_size=1),
+            st.lists(st.sampled_from([d.name for d in DTYPES])).map(tuple),
+            st.sampled_from(PLANS).map(parse_plan) | st.none(),
+            st.sampled_from([None, 1, 5, 9]),
+        )
+    )
+)
 def test_any_recipe_comes_back(rules: list[Rule]) -> None:
     recipe = Recipe(tuple(rules))
     assert Recipe.from_toml(recipe.to_toml()) == recipe
@@ -81,9 +118,25 @@ def test_any_recipe_comes_back(rules: list[Rule]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[[rule]", "rule = 1", "x = 1", "[[rule]]\nplan = 'nothing'", "[[rule]]\nlevel = 3", "[[rule]]\nlevel = '5'", "[[rule]]\ndtypes = ['F99']", "[[rule]]\ndtypes = 'F32'",
-     "[[rule]]\ndtypes = [1]", "[[rule]]\ntensors = 1", "[[rule]]\nother = 1", "[[other]]", "[rule]", "rule = [1]", "[[rule]]\nlevel = true", "[[rule]]\nlevel = 99999999999999999999"],
-)  # fmt: skip
+    [
+        "[[rule]",
+        "rule = 1",
+        "x = 1",
+        "[[rule]]\nplan = 'nothing'",
+        "[[rule]]\nlevel = 3",
+        "[[rule]]\nlevel = '5'",
+        "[[rule]]\ndtypes = ['F99']",
+        "[[rule]]\ndtypes = 'F32'",
+        "[[rule]]\ndtypes = [1]",
+        "[[rule]]\ntensors = 1",
+        "[[rule]]\nother = 1",
+        "[[other]]",
+        "[rule]",
+        "rule = [1]",
+        "[[rule]]\nlevel = true",
+        "[[rule]]\nlevel = 99999999999999999999",
+    ],
+)
 def test_bad_recipes_are_refused(text: str) -> None:
     with pytest.raises(BadRecipe):
         Recipe.from_toml(text)
@@ -116,7 +169,13 @@ def test_a_recipe_decides_what_is_written(tmp_path: object) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_plan_for_everything_is_lossless(plan: str) -> None:
     """Whatever a recipe asks for, the file comes back; a plan that fits nothing costs bytes, not data."""
-    arrays = {"a": np.linspace(-1, 1, 300, dtype=np.float32), "b": np.arange(90).reshape(9, 10), "c": np.zeros(0), "d": np.float64(3), "e": np.tile(np.uint8([0, 0, 7]), 100)}
+    arrays = {
+        "a": np.linspace(-1, 1, 300, dtype=np.float32),
+        "b": np.arange(90).reshape(9, 10),
+        "c": np.zeros(0),
+        "d": np.float64(3),
+        "e": np.tile(np.uint8([0, 0, 7]), 100),
+    }
     try:
         loaded = modelcodec.load(modelcodec.save(arrays, recipe=Recipe((Rule(plan=parse_plan(plan)),))))
     except ModelCodecError as error:

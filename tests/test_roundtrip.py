@@ -137,7 +137,9 @@ def test_safetensors_files_of_any_layout(data: st.DataObject) -> None:
         dtype = data.draw(st.sampled_from(known))
         n = data.draw(st.sampled_from([0, 1, 2, 8, 64, 120]))
         n_bytes = dtype.n_bytes((n,))
-        words = data.draw(st.sampled_from([rows.random_bits(n_bytes, 1, i), np.zeros(n_bytes, np.uint8), np.tile(rows.random_bits(2, 1, i), n_bytes)[:n_bytes]]))
+        words = data.draw(
+            st.sampled_from([rows.random_bits(n_bytes, 1, i), np.zeros(n_bytes, np.uint8), np.tile(rows.random_bits(2, 1, i), n_bytes)[:n_bytes]])
+        )
         tensors[f"t{i}"] = (dtype.name, data.draw(st.sampled_from([(n,), (1, n), (n, 1, 1)])), words.tobytes())
     source = sources.safetensors_bytes(tensors, data.draw(st.sampled_from([None, {"format": "pt"}])), data.draw(st.integers(0, 9)))
     source += data.draw(st.sampled_from([b"", b"\0", b"trailing bytes"]))

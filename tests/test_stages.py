@@ -118,17 +118,36 @@ def test_any_header_is_read_or_refused(row: StageRow, header: bytes, width: int,
 
 @pytest.mark.parametrize(
     "text",
-    ["rans{table_bits=7}", "rans{table_bits=13}", "split_float{low_bits=14}", "widen{kind=0}", "widen{kind=9}", "palette{most=0}", "palette{most=257}",
-     "zstd{level=0}", "zstd{level=23}", "fields{fields=3x1}", "fields{fields=1x0}", "fields{fields=}", "fields{fields=1x1+}", f"fields{{fields={'+'.join(['1x1'] * 17)}}}",
-     f"fields{{fields=1x{'9' * 5000}}}"],
-)  # fmt: skip
+    [
+        "rans{table_bits=7}",
+        "rans{table_bits=13}",
+        "split_float{low_bits=14}",
+        "widen{kind=0}",
+        "widen{kind=9}",
+        "palette{most=0}",
+        "palette{most=257}",
+        "zstd{level=0}",
+        "zstd{level=23}",
+        "fields{fields=3x1}",
+        "fields{fields=1x0}",
+        "fields{fields=}",
+        "fields{fields=1x1+}",
+        f"fields{{fields={'+'.join(['1x1'] * 17)}}}",
+        f"fields{{fields=1x{'9' * 5000}}}",
+    ],
+)
 def test_impossible_options_are_refused(text: str) -> None:
     with pytest.raises(BadRecipe):
         parse_plan(text)
 
 
 @pytest.mark.parametrize(
-    ("inner", "times"), [("split_float{{low_bits=0}}(symbols:{})", 9), ("split_float{{low_bits=0}}(symbols:{})", 7), ("fields{{fields=1x1+1x1+1x1+1x1}}(field 0:{}, field 1:{}, field 2:{})", 4)]
+    ("inner", "times"),
+    [
+        ("split_float{{low_bits=0}}(symbols:{})", 9),
+        ("split_float{{low_bits=0}}(symbols:{})", 7),
+        ("fields{{fields=1x1+1x1+1x1+1x1}}(field 0:{}, field 1:{}, field 2:{})", 4),
+    ],
 )
 def test_a_tree_that_no_decoder_reads_is_not_written(inner: str, times: int) -> None:
     """More depth, arrays or nodes than the format has room for: the recipe is bad, the file is not."""
@@ -137,7 +156,7 @@ def test_a_tree_that_no_decoder_reads_is_not_written(inner: str, times: int) -> 
         text = inner.format(*[text] * inner.count("{}"))
     x = np.zeros(1 << 19, np.uint8 if "fields" in inner else np.uint16)
     x[: x.size // 2 : 4093] = 1
-    with pytest.raises(BadRecipe, match="simpler|deep"):
+    with pytest.raises(BadRecipe, match=r"simpler|deep"):
         through_frame(x, parse_plan(text), DTYPE_BY_NAME["U8"])
 
 
@@ -146,7 +165,7 @@ def test_fused_stages_keep_raw_what_does_not_shrink() -> None:
     x = rows.random_bits(70_000, 2).astype(np.uint32) << np.uint32(16)
     plan, dtype = parse_plan("split_float{low_bits=7}(symbols:rans, low:constant)"), DTYPE_BY_NAME["F32"]
     together = through_frame(x, plan, dtype)
-    with mock.patch.object(frames, "fused", lambda *stages: None):
+    with mock.patch.object(frames, "fused", return_value=None):
         apart = through_frame(x, plan, dtype)
     assert bytes(together.data) == bytes(apart.data)
 
@@ -166,7 +185,7 @@ def test_the_fast_way_is_the_general_one(dtype: str, low_bits: int, monkeypatch:
             for _ in range(draw.randrange(3)):
                 damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
             found = []
-            for least in (0, 1 << 30):
+            for least in (2, 1 << 30):
                 monkeypatch.setattr(frames, "USUAL_BYTES", least)
                 out = np.zeros_like(x)
                 try:

@@ -61,7 +61,11 @@ SHAPES = ((0,), (1,), (17,), (6, 5), (4, 0, 3), (3, 4, 5), (1, 1, 1, 1))
 def test_slices_are_numpys(data: st.DataObject | None, shape: tuple[int, ...], frame_words: int) -> None:
     array = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape) + 1
     file = small_frames(array, frame_words) if array.size else TensorFile.of_bytes(modelcodec.save({"x": array}))
-    indices = [data.draw(st_numpy.basic_indices(shape, allow_newaxis=True))] if data else [slice(None, None, -1), slice(4, 1, -2), -1, (2, 3), np.int64(1), ..., (None, 0)]
+    indices = (
+        [data.draw(st_numpy.basic_indices(shape, allow_newaxis=True))]
+        if data
+        else [slice(None, None, -1), slice(4, 1, -2), -1, (2, 3), np.int64(1), ..., (None, 0)]
+    )
     for index in indices:
         found, expected = file.get_slice("x")[index], array[index]
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
@@ -131,8 +135,27 @@ def test_the_same_as_safe_open(tmp_path: Path) -> None:
     assert {name: tensor.dtype for name, tensor in modelcodec.load_file(tmp_path / "packed", "pt").items()} == {name: t.dtype for name, t in tensors.items()}
 
 
-TORCH = ("bool", "uint8", "int8", "int16", "uint16", "float16", "bfloat16", "int32", "uint32", "float32", "int64", "uint64", "float64", "complex64",
-         "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")  # fmt: skip
+TORCH = (
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "uint16",
+    "float16",
+    "bfloat16",
+    "int32",
+    "uint32",
+    "float32",
+    "int64",
+    "uint64",
+    "float64",
+    "complex64",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+)
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -181,15 +204,29 @@ def view(shape: tuple[int, ...], strides: tuple[int, ...], first: int = 0, dtype
 @pytest.mark.parametrize(
     ("shape", "strides", "first", "dtype"),
     [
-        ((64,), (1,), 0, 1), ((4, 8), (8, 1), 3, 1), ((8, 4), (1, 8), 3, 1), ((3, 3), (9, 2), 5, 1), ((5, 6), (0, 1), 2, 1), ((5, 6), (1, 0), 2, 1),
-        ((2, 3, 4), (3, 1, 7), 1, 1), ((), (), 63, 1), ((0, 9), (9, 1), 60, 1), ((1, 4), (1 << 60, 2), 0, 1), ((4, 1), (3, 1 << 62), 0, 34), ((3, 4), (1, 4), 1, 34),
-        ((2, 2), (1, 3), 0, 50), ((4, 4), (2, 1), 0, 19),
+        ((64,), (1,), 0, 1),
+        ((4, 8), (8, 1), 3, 1),
+        ((8, 4), (1, 8), 3, 1),
+        ((3, 3), (9, 2), 5, 1),
+        ((5, 6), (0, 1), 2, 1),
+        ((5, 6), (1, 0), 2, 1),
+        ((2, 3, 4), (3, 1, 7), 1, 1),
+        ((), (), 63, 1),
+        ((0, 9), (9, 1), 60, 1),
+        ((1, 4), (1 << 60, 2), 0, 1),
+        ((4, 1), (3, 1 << 62), 0, 34),
+        ((3, 4), (1, 4), 1, 34),
+        ((2, 2), (1, 3), 0, 50),
+        ((4, 4), (2, 1), 0, 19),
     ],
-)  # fmt: skip
+)
 def test_views_are_what_their_strides_say(shape: tuple[int, ...], strides: tuple[int, ...], first: int, dtype: int, framework: Any) -> None:
     size = {1: 1, 19: 2, 34: 4, 50: 8}[dtype]
     storage = np.frombuffer(bytes(range(64)), f"V{size}")
-    places = first + sum((np.arange(n).reshape((-1,) + (1,) * (len(shape) - i - 1)) * s for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if n > 1), np.zeros(shape, int))
+    places = first + sum(
+        (np.arange(n).reshape((-1,) + (1,) * (len(shape) - i - 1)) * s for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if n > 1),
+        np.zeros(shape, int),
+    )
     expected = storage[places] if 0 not in shape else np.empty(shape, f"V{size}")
     with TensorFile.of_bytes(viewed(view(shape, strides, first, dtype)), framework) as file:
         tensor = file.get_tensor("v")

@@ -24,7 +24,7 @@ STAGES: dict[int, str] = {
     10: "class_rans:ClassRans",
 }
 
-FUSED: dict[tuple[int, int], str] = {(4, 3): "fused"}
+FUSED: dict[tuple[int, int], str] = {(4, 3): "fused", (4, 10): "fused_classes"}
 """(stage, stage of its first part) -> module with `encode` and `decode` that do both in one pass, with the same bytes."""
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from modelcodec.errors import CorruptFile
 from modelcodec.kernels import class_rans as kernels
-from modelcodec.kernels.frequencies import Status, Table, read_table, write_table
-from modelcodec.kernels.scale_classes import MOST_CLASSES, SCALES, SUMS, map_classes
+from modelcodec.kernels.class_rans import MOST_CLASSES, SCALES, SUMS
+from modelcodec.kernels.frequencies import Table, read_table, write_table
 from modelcodec.stage import Encoded, FrameContext, Layout, Shared, Stage
 from modelcodec.stages.rans import MOST_LANES_LOG2, lanes_for
 from modelcodec.types import Array
@@ -37,24 +37,10 @@ class ScaleClasses:
         return self.tables[0].bits
 
     @cached_property
-    def class_of(self) -> Array:
-        """Class of each sum of scales (u1)."""
-        return np.searchsorted(self.thresholds, np.arange(SUMS), side="right").astype(np.uint8)
-
-    @cached_property
-    def decoding_entries(self) -> Array:
-        return kernels.decoding_entries(self.tables)
-
-    @cached_property
-    def coding_entries(self) -> Array:
-        return kernels.coding_entries(self.tables)
-
-    def classes(self, context: FrameContext) -> Array:
-        """Class of each word of a frame (u1). Raises CorruptFile where the scales have too few rows."""
-        out = np.empty(context.n, np.uint8)
-        if not map_classes(self.row_scales, self.column_scales, self.class_of, context.first, out):
-            raise CorruptFile("class_rans: the shared part has fewer rows than the frames")
-        return out
+    def coder(self) -> kernels.Classes:
+        """What the kernels take."""
+        class_of = np.searchsorted(self.thresholds, np.arange(SUMS), side="right").astype(np.uint8)
+        return kernels.Classes(self.row_scales, self.column_scales, class_of, self.tables)
 
     def write(self) -> bytes:
         head = varint(self.column_scales.size) + varint(self.row_scales.size) + self.row_scales.tobytes() + self.column_scales.tobytes()
@@ -79,7 +65,8 @@ class ScaleClasses:
         n_classes = reader.u8() + 1
         thresholds = np.frombuffer(bytearray(reader.take(n_classes - 1)), np.uint8)
         bits = reader.u8()
-        if n_classes > MOST_CLASSES or not LEAST_BITS <= bits <= kernels.BITS or (thresholds >= SUMS + 1).any() or (np.diff(thresholds.astype(int)) < 0).any():
+        ascending = bool((np.diff(thresholds.astype(int)) >= 0).all())
+        if n_classes > MOST_CLASSES or not LEAST_BITS <= bits <= kernels.MOST_BITS or (thresholds > SUMS).any() or not ascending:
             raise reader.corrupt("classes, thresholds or bits are out of range")
         tables = []
         for _ in range(n_classes):
@@ -99,7 +86,7 @@ def _scales(reader: Reader, n: int) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
+class Stream:
     """A header, checked."""
 
     lanes_log2: int
@@ -116,7 +103,7 @@ class _Stream:
         return bytes([self.lanes_log2 | (self.groups - 1) << 4]) + units + varint(self.n_escapes)
 
     @classmethod
-    def read(cls, header: bytes, n: int) -> _Stream:
+    def read(cls, header: bytes, n: int) -> Stream:
         reader = Reader(header, "class_rans")
         lanes = reader.u8()
         groups, lanes_log2 = 1 + (lanes >> 4), lanes & 15
@@ -144,38 +131,35 @@ class ClassRans(Stage):
     def encode(self, x: Array, context: FrameContext) -> Encoded | None:
         if x.itemsize > 2 or x.size == 0 or x.size != context.n or context.shared is None:
             return None
-        shared = ScaleClasses.of(context.shared)
-        classes, entries = shared.classes(context), shared.coding_entries
+        classes = ScaleClasses.of(context.shared).coder
+        if not classes.has_escapes or not classes.holds(context.first, x.size):
+            return None
         lanes_log2, groups = lanes_for(x.size)
-        units, states = np.empty(x.size, np.uint16), np.empty((2, 64), np.uint32)
-        a, b = kernels.pack(x, classes, entries, shared.bits, lanes_log2, groups, units, states)
-        n_a = x.size if groups == 1 else 64 * ((x.size + 127) // 128)
-        escaped = np.empty_like(x)
-        n_escapes = kernels.find_escapes(x, classes, entries, escaped)
-        stream = _Stream(lanes_log2, groups, n_a - a, x.size - b if groups == 2 else 0, n_escapes)
-        own_states = states.reshape(-1)[: groups << lanes_log2] if lanes_log2 == MOST_LANES_LOG2 else states[0, : 1 << lanes_log2]
-        payload = units[a:n_a].tobytes() + (units[b:].tobytes() if groups == 2 else b"") + own_states.tobytes() + escaped[:n_escapes].tobytes()
-        return Encoded(stream.write(), payload=payload)
+        payload = np.empty(kernels.pack_bound(x.size, x.itemsize, lanes_log2, groups), np.uint8)
+        packed = kernels.pack(x, lanes_log2, groups, classes, context.first, payload)
+        stream = Stream(lanes_log2, groups, packed.units_a, packed.units_b, packed.n_escapes)
+        return Encoded(stream.write(), payload=payload[: packed.n_bytes])
 
     @classmethod
     def layout(cls, header: bytes, width: int, n: int) -> Layout:
         if width > 2:
             raise CorruptFile(f"class_rans: words of {width} bytes are not possible")
-        return Layout((), _Stream.read(header, n).n_payload(width))
+        return Layout((), Stream.read(header, n).n_payload(width))
 
     @classmethod
     def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
-        if context is None or context.n != out.size:
-            raise CorruptFile("class_rans: stands where a word's row and column are not known")
-        shared, stream = ScaleClasses.of(context.shared), _Stream.read(header, out.size)
-        symbols = out if out.itemsize == 2 else np.empty(out.size, np.uint16)
-        status = kernels.unpack(
-            payload, stream.units_a, stream.units_b, stream.n_escapes, out.itemsize, stream.lanes_log2, stream.groups,
-            shared.classes(context), shared.decoding_entries, shared.bits, 1 << (8 * out.itemsize), np.empty((2, 64), np.uint32), symbols,
-        )  # fmt: skip
+        stream = Stream.read(header, out.size)
+        classes, first = place_of(context, out.size)
+        status = kernels.unpack(payload, stream.lanes_log2, stream.groups, stream.units_a, stream.units_b, stream.n_escapes, classes, first, out)
         if status:
-            raise CorruptFile(f"class_rans: {Status(status).fact}")
-        if symbols is not out:
-            if int(symbols.max()) > 255:
-                raise CorruptFile("class_rans: a symbol is out of range")
-            out[:] = symbols
+            raise CorruptFile(f"class_rans: {status.fact}")
+
+
+def place_of(context: FrameContext | None, n: int) -> tuple[kernels.Classes, int]:
+    """The classes of a frame of n words, and its first word in the group. Raises CorruptFile."""
+    if context is None or context.n != n:
+        raise CorruptFile("class_rans: stands where a word's row and column are not known")
+    classes = ScaleClasses.of(context.shared).coder
+    if not classes.holds(context.first, n):
+        raise CorruptFile("class_rans: the shared part has fewer rows than the frames")
+    return classes, context.first

@@ -14,8 +14,10 @@ from modelcodec.stage import Encoded, FrameContext, Layout, Stage
 from modelcodec.types import Array
 from modelcodec.wire import Reader, varint
 
-WORDS_A_LANE = 1 << 10
-"""A lane's states cost about two bytes: one in 1024 words keeps that below 0.2 %."""
+VECTOR_WORDS = 1 << 16
+"""From here on 64 lanes, which vector code takes at once. A lane's states cost about two bytes."""
+WORDS_A_LANE = 1 << 12
+"""Fewer words have lanes in this proportion."""
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
 FUSED_WORDS = 1 << 16
@@ -62,7 +64,8 @@ class Stream:
 
 def lanes_for(n: int) -> tuple[int, int]:
     """log2 of the lanes, and the groups, for n words."""
-    return min(max((n // WORDS_A_LANE).bit_length() - 1, 0), MOST_LANES_LOG2), 2 if n >= TWO_GROUPS else 1
+    lanes_log2 = MOST_LANES_LOG2 if n >= VECTOR_WORDS else max((n // WORDS_A_LANE).bit_length() - 1, 0)
+    return lanes_log2, 2 if n >= TWO_GROUPS else 1
 
 
 def table_for(counts: Array, bits: int, width: int, *, sampled: bool) -> kernels.Table | None:

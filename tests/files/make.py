@@ -1,7 +1,7 @@
-"""Make the files of this folder: `python tests/files/make.py`, then look at what git says has changed. `--check` changes nothing and proves that they are what they say.
+"""Make the files of this folder: `python tests/files/make.py`, then look at what git says has changed. `--check` changes nothing and proves what they are.
 
-good-*         what a container may be: each stage, plan, kind of entry, source format. Made by the encoder, so new versions may make other bytes; never changed once
-               released, because every version must restore every one of them.
+good-*         what a container may be: each stage, plan, kind of entry, source format. Made by the encoder, so new versions may make other bytes; never
+               changed once released, because every version must restore every one of them.
 bad-*          one broken rule each, digests and seals right unless they are the rule, made by hand (`forge.py`).
 unsupported-*  what a later version may write.
 
@@ -158,7 +158,9 @@ def _rans_files() -> Iterator[Good]:
     for lanes_log2, groups, n in ((6, 2, 9000), (6, 2, 4100), (6, 1, 200), (3, 1, 150)):
         with mock.patch("modelcodec.stages.rans.lanes_for", lambda n, lanes=(lanes_log2, groups): lanes):
             spec = TensorSpec("x", DTYPE_BY_NAME["U8"], (n,))
-            data, source = _container([_Planned(spec, np.where(words[:n] == 2, words[:n], np.arange(n) % 997 == 0).astype(np.uint8).tobytes(), "rans{table_bits=8}", n)])
+            data, source = _container(
+                [_Planned(spec, np.where(words[:n] == 2, words[:n], np.arange(n) % 997 == 0).astype(np.uint8).tobytes(), "rans{table_bits=8}", n)]
+            )
         yield Good(f"good-rans-{1 << lanes_log2}-lanes-{groups}-groups-{n}", data, source, f"rans with {1 << lanes_log2} lanes and {groups} groups")
 
 
@@ -193,20 +195,27 @@ def _kind_files() -> Iterator[Good]:
             "scalar": ("F64", (), bytes(8)),
             "none": ("F64", (0,), b""),
         },
-        {"format": "pt", "quote\" \\ \n": "\u20ac"},
+        {"format": "pt", 'quote" \\ \n': "\u20ac"},
         padding=5,
     )
     good = _compressed(tied, "x.safetensors")
     yield Good("good-kinds", good, tied, "an ordinary, a coded and two same entries, a 0-d and an empty one, metadata with escapes")
     yield Good("good-sha256", _compressed(tied[:-8] + bytes(8), "x.safetensors", sha256=True), tied[:-8] + bytes(8), "the SHA-256 of the source is kept")
     with mock.patch.object(compression, "IN_MEMORY_BYTES", 0):
-        yield Good("good-reserved", _compressed(tied, "x.safetensors"), tied, "room for header and directory was kept before they were known, as for sources above 64 MiB")
+        yield Good(
+            "good-reserved",
+            _compressed(tied, "x.safetensors"),
+            tied,
+            "room for header and directory was kept before they were known, as for sources above 64 MiB",
+        )
     yield Good("good-nested", _compressed(good, "x.mcodec.safetensors"), good, "a container in a container")
     yield Good("good-empty", _compressed(b"", "x"), b"", "an empty file")
     yield Good("good-bytes", _compressed(noise, "x"), noise, "a file that nothing is known of")
     nothing = sources.safetensors_bytes({})
     yield Good("good-no-tensors", _compressed(nothing, "x.safetensors"), nothing, "a safetensors file without tensors")
-    holes = sources.safetensors_bytes({"b": ("U8", (300,), bytes(300))}).replace(b'"data_offsets": [0, 300]', b'"data_offsets": [7, 307]') + b"between and after"
+    holes = (
+        sources.safetensors_bytes({"b": ("U8", (300,), bytes(300))}).replace(b'"data_offsets": [0, 300]', b'"data_offsets": [7, 307]') + b"between and after"
+    )
     yield Good("good-holes", _compressed(holes, "x.safetensors"), holes, "bytes before and after the only tensor")
 
 
@@ -274,11 +283,26 @@ def _bad_frames() -> Iterator[Bad]:
     yield Bad("bad-sparse-padding", _one(short, bytes(7) + b"\x10" + b"\7", n=60, decoded=bytes(60)), corrupt, "a bit past the end of the mask")
     yield Bad("bad-sparse-count", _one(forge.node(SPARSE, varint(65), _RAW, _RAW), bytes(8 + 65)), corrupt, "more values than words")
     split = forge.node(SPLIT, b"\x0d", _RAW, _RAW)
-    yield Bad("bad-split-symbol", _one(split, b"\4" + bytes(15) + bytes(2 * 14), n=16, dtype=19, decoded=bytes(32)), corrupt, "a symbol that does not fit above the cut")
-    yield Bad("bad-split-padding", _one(split, bytes(15) + bytes(7) + b"\x80" + bytes(20), n=15, dtype=19, decoded=bytes(30)), corrupt, "a number past the end of a plane")
+    yield Bad(
+        "bad-split-symbol",
+        _one(split, b"\4" + bytes(15) + bytes(2 * 14), n=16, dtype=19, decoded=bytes(32)),
+        corrupt,
+        "a symbol that does not fit above the cut",
+    )
+    yield Bad(
+        "bad-split-padding",
+        _one(split, bytes(15) + bytes(7) + b"\x80" + bytes(20), n=15, dtype=19, decoded=bytes(30)),
+        corrupt,
+        "a number past the end of a plane",
+    )
     yield Bad("bad-split-cut", _one(forge.node(SPLIT, b"\x0e", _RAW, _RAW), bytes(16 + 30), n=16, dtype=19), corrupt, "a cut below what 16 bits have")
     yield Bad("bad-split-width", _one(forge.node(SPLIT, b"\7", _RAW, _RAW), bytes(128)), corrupt, "split_float of single bytes")
-    yield Bad("bad-widen-nan", _one(forge.node(WIDEN, b"\2", _RAW), b"\1\x7c" + bytes(30), n=16, dtype=34, decoded=bytes(64)), corrupt, "a NaN that only looks widened")
+    yield Bad(
+        "bad-widen-nan",
+        _one(forge.node(WIDEN, b"\2", _RAW), b"\1\x7c" + bytes(30), n=16, dtype=34, decoded=bytes(64)),
+        corrupt,
+        "a NaN that only looks widened",
+    )
     yield Bad("bad-widen-kind", _one(forge.node(WIDEN, b"\3", _RAW), bytes(32), n=16, dtype=34), corrupt, "a kind of widening for another width")
     yield Bad("bad-planes-header", _one(forge.node(PLANES, b"\0", _RAW, _RAW), bytes(32), n=16, dtype=19), corrupt, "planes with a header")
     yield Bad("bad-fields-record", _one(forge.node(FIELDS, b"\1\1\7", _RAW), bytes(64)), corrupt, "records that are not whole")
@@ -304,7 +328,9 @@ def _bad_rans() -> Iterator[Bad]:
     yield Bad("bad-rans-units-few", stream(head + table_bytes, states), corrupt, "more units are needed than there are")
     yield Bad("bad-rans-units-many", stream(b"\x08\0" + varint(64) + varint(0) + table_bytes, bytes(128) + states), corrupt, "units are left over")
     yield Bad("bad-rans-units-huge", stream(b"\x08\0" + varint((1 << 63) - 1) + varint(0) + table_bytes, states), corrupt, "2^63 units")
-    yield Bad("bad-rans-escapes", stream(b"\x08\0" + varint(0) + varint(1) + table_bytes, states + b"\0", 1), corrupt, "an escaped word that no escape stands for")
+    yield Bad(
+        "bad-rans-escapes", stream(b"\x08\0" + varint(0) + varint(1) + table_bytes, states + b"\0", 1), corrupt, "an escaped word that no escape stands for"
+    )
     yield Bad("bad-rans-bits", stream(b"\x0d\0" + varint(0) + varint(0) + table_bytes, states), corrupt, "frequencies that sum to 2^13")
     yield Bad("bad-rans-lanes", stream(b"\x08\7" + varint(0) + varint(0) + table_bytes, states * 128), corrupt, "128 lanes")
     yield Bad("bad-rans-groups", stream(b"\x08\x15" + varint(0) * 3 + table_bytes, states * 64), corrupt, "two groups of 32 lanes")
@@ -332,7 +358,12 @@ def _bad_containers() -> Iterator[Bad]:
     yield Bad("bad-header-digest", changed(opening), corrupt, "the digest of the header")
     yield Bad("bad-directory-digest", changed(opening + 8), corrupt, "the digest of the directory")
     yield Bad("bad-seal", _resealed(x, seal=1), corrupt, "the seal of a frame's head")
-    yield Bad("bad-frame-digest", forge.container([none, replace(x, frames=[forge.frame(_RAW, bytes(64), digest=5)])], source_size=64), corrupt, "the digest of a frame")
+    yield Bad(
+        "bad-frame-digest",
+        forge.container([none, replace(x, frames=[forge.frame(_RAW, bytes(64), digest=5)])], source_size=64),
+        corrupt,
+        "the digest of a frame",
+    )
     yield Bad("bad-tensor-digest", forge.container([none, replace(x, digest=5)], source_size=64), corrupt, "the digest of a tensor")
     two = forge.coded("x", (128,), 1, raw * 2, 64)
     yield Bad("bad-frames-swapped", forge.container([none, replace(two, frames=two.frames[::-1])], source_size=128), corrupt, "frames that changed places")
@@ -358,12 +389,19 @@ def _bad_containers() -> Iterator[Bad]:
     yield Bad("bad-entries", forge.container([none, plain], n_entries=3), corrupt, "more entries than the header has")
     yield Bad("bad-frame-words", forge.container([none, replace(x, frame_words=0)], source_size=64), corrupt, "frames of no words")
     yield Bad("bad-frame-words-large", forge.container([none, replace(x, frame_words=(1 << 20) + 1)], source_size=64), corrupt, "frames of more than 1 MiB")
-    yield Bad("bad-frame-length", forge.container([none, replace(x, row=varint(64) + varint(70))], source_size=64), corrupt, "frames that do not fill their entry")
+    yield Bad(
+        "bad-frame-length", forge.container([none, replace(x, row=varint(64) + varint(70))], source_size=64), corrupt, "frames that do not fill their entry"
+    )
     same = forge.Entry("y", (16,), kind=forge.SAME, same=1, digest=plain.tensor_digest())
     both = {"source_size": 32}
     yield Bad("bad-same-self", forge.container([none, plain, replace(same, same=2)], **both), corrupt, "an entry that is the same as itself")
     yield Bad("bad-same-later", forge.container([none, replace(same, same=2), plain], **both), corrupt, "an entry that is the same as a later one")
-    yield Bad("bad-same-same", forge.container([none, plain, same, replace(same, name="z", same=2)], source_size=48), corrupt, "same as an entry without bytes of its own")
+    yield Bad(
+        "bad-same-same",
+        forge.container([none, plain, same, replace(same, name="z", same=2)], source_size=48),
+        corrupt,
+        "same as an entry without bytes of its own",
+    )
     yield Bad("bad-same-size", forge.container([none, plain, replace(same, shape=(8,))], source_size=24), corrupt, "same as an entry of another size")
     yield Bad("bad-same-digest", forge.container([none, plain, replace(same, digest=5)], **both), corrupt, "same as an entry with another digest")
     yield from _bad_headers(good, opening)
@@ -428,7 +466,12 @@ def _unsupported_files() -> Iterator[Bad]:
     yield Bad("unsupported-minor", forge.container([none, plain], version="0.999"), later, "format version 0.999")
     yield Bad("unsupported-major", forge.container([none, plain], version="1.0"), later, "format version 1.0")
     yield Bad("unsupported-stage", _one(forge.node(98), decoded=bytes(64)), later, "a stage that is not known")
-    yield Bad("unsupported-stage-inside", _one(forge.node(PALETTE, varint(0) + b"\5", forge.node(99)), decoded=bytes(64)), later, "an unknown stage inside a known one")
+    yield Bad(
+        "unsupported-stage-inside",
+        _one(forge.node(PALETTE, varint(0) + b"\5", forge.node(99)), decoded=bytes(64)),
+        later,
+        "an unknown stage inside a known one",
+    )
     yield Bad("unsupported-flags", forge.container([none, plain], flags=2), later, "a flag of the directory that is not known")
     yield Bad("unsupported-dtype", forge.container([none, replace(plain, dtype=63, told=("U8", [16]))]), later, "a dtype that is not known")
     yield Bad("unsupported-format", forge.container([none, plain], format_id=99), later, "a source format that is not known")

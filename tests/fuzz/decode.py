@@ -3,13 +3,13 @@
     NUMBA_BOUNDSCHECK=1 python tests/fuzz/decode.py --seconds 60
     python tests/fuzz/decode.py --replay FINDING
 
-Three targets: whole containers (restored, and each tensor loaded), single frames (with what their groups share), and source files (identified). Seeds are the good files
-of tests/files and what they restore to. Inputs that make the code go a way that none went before are kept and mutated further; ways are told apart by
-error and lines, or by atheris's coverage where that is installed (not with --no-atheris).
+Three targets: whole containers (restored, and each tensor loaded), single frames (with what their groups share), and source files (identified). Seeds are the
+good files of tests/files and what they restore to. Inputs that make the code go a way that none went before are kept and mutated further; ways are told apart
+by error and lines, or by atheris's coverage where that is installed (not with --no-atheris). Some frames are grown from random trees instead, and must decode
+to what they were made of.
 
-Anything but a ModelCodecError is a finding, and so are an input that takes more than a second or 512 MB, a crash and a hang. Frames lie against the end of their memory and
-so does what they are decoded to: a kernel that reads or writes past it crashes. Some frames are
-grown from random trees instead, and must decode to what they were made of. Findings are saved, and the exit code is 1.
+Anything but a ModelCodecError is a finding, and so are an input that takes more than a second or 512 MB, a crash and a hang. Inputs lie against the end of
+their memory and so does what frames are decoded to: a kernel that reads or writes past it crashes. Findings are saved, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ HANG_SECONDS = 20.0
 MOST_MEMORY = 512 << 20
 MOST_BYTES = 1 << 16
 KEPT = 4000
-HUGE = tuple(base + delta for base in (1 << 7, 1 << 8, 1 << 15, 1 << 16, 1 << 20, 1 << 31, 1 << 32, 1 << 53, (1 << 63) - 1, (1 << 64) - 1) for delta in (-1, 0, 1))
+HUGE = tuple(
+    base + delta for base in (1 << 7, 1 << 8, 1 << 15, 1 << 16, 1 << 20, 1 << 31, 1 << 32, 1 << 53, (1 << 63) - 1, (1 << 64) - 1) for delta in (-1, 0, 1)
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Targets:
         """Decode; returns the way that was gone: what came out, or the error and where it arose. Raises what is a finding."""
         memory = self.source.last(len(case.data))
         memory[:] = np.frombuffer(case.data, np.uint8)
-        self.frames.USUAL_BYTES = 0 if len(case.data) % 2 else 1 << 30  # the fast way for common frames, or the general one
+        self.frames.USUAL_BYTES = 2 if len(case.data) % 2 else 1 << 30  # the fast way for common frames, or the general one
         try:
             return (self._container, self._frame, self._source)[case.target](case, memoryview(memory))
         except self.error as error:
@@ -127,7 +129,7 @@ class Targets:
             return "large"  # as large as it says: it would be restored, a frame at a time
         self.restore(archive, None, 1, None)
         with self.tensor_file.of_bytes(data) as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118
                 with suppress(self.error):
                     file.get_tensor(name)
         return "restored " + " ".join(f"{e.kind}{e.spec.dtype.name}{len(e.spec.shape)}" for e in archive.entries[:6])
@@ -179,7 +181,7 @@ def seeds() -> list[Input]:
 
 
 class Grower:
-    """Frames of random trees, made by the stages themselves without asking whether they pay: also of arrays that are empty or tiny, which no encoder would split."""
+    """Frames of random trees, made by the stages without asking whether they pay: also of arrays that are empty or tiny, which no encoder would split."""
 
     def __init__(self) -> None:
         from modelcodec.stage import FrameContext
@@ -196,7 +198,9 @@ class Grower:
         """A frame, and what it must decode to."""
         width, n = draw.choice((1, 2, 2, 4, 4, 8)), draw.choice((1, 2, 7, 8, 9, 27, 63, 64, 65, 216, 300))
         few = [draw.getrandbits(8 * width) for _ in range(draw.choice((1, 2, 20)))]
-        word = draw.choice((lambda: 0, lambda: draw.choice(few), lambda: draw.choice((0, 0, 1, few[0])), lambda: draw.getrandbits(8 * width), lambda: draw.randrange(3)))
+        word = draw.choice(
+            (lambda: 0, lambda: draw.choice(few), lambda: draw.choice((0, 0, 1, few[0])), lambda: draw.getrandbits(8 * width), lambda: draw.randrange(3))
+        )
         x = np.array([word() for _ in range(n)], f"<u{width}")
         head, payload = self._node(x, draw, 1, [0])
         return Input(FRAME, varint(len(head) + 12) + head + bytes(12) + payload, width, n), x.tobytes()
@@ -433,6 +437,7 @@ def by_coverage(worker: Worker, seconds: float, seed: int) -> None:
 def work(desk: Path, findings: Path, seconds: float, seed: int, with_atheris: bool) -> None:
     if with_atheris:
         import atheris
+
         from modelcodec import kernels
 
         for module in iter_modules(kernels.__path__):  # compiled code: what atheris puts into Python code does not compile
@@ -453,7 +458,18 @@ def watch(seconds: float, seed: int, findings: Path, with_atheris: bool) -> int:
     with tempfile.TemporaryDirectory() as folder:
         desk_path = Path(folder) / "desk"
         desk = Desk(desk_path)
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(desk_path), "--seconds", str(seconds), "--seed", str(seed), "--findings", str(findings)]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--worker",
+            str(desk_path),
+            "--seconds",
+            str(seconds),
+            "--seed",
+            str(seed),
+            "--findings",
+            str(findings),
+        ]
         with subprocess.Popen(command + ([] if with_atheris else ["--no-atheris"])) as child:
             ended = _wait(child, desk)
         facts, packed = desk.get()

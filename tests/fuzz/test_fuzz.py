@@ -56,7 +56,7 @@ DIGEST_RULES = ("seal fits", "has its digest", "identity fits", "check of a zstd
 
 @pytest.mark.parametrize("name", GOOD)
 def test_both_decoders_take_and_refuse_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damage in directory and frames that no digest shows: the decoder of this package and the reference, which shares no code with it, restore the same or both refuse."""
+    """Damage in directory and frames that no digest shows: this package's decoder and the reference, which share no code, restore the same or both refuse."""
     original = reference_decoder.need
     monkeypatch.setattr(frames, "CHECK_DIGESTS", False)
     monkeypatch.setattr(zstd, "CHECK_PAYLOAD", False)
