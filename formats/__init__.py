@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from json import dumps
+from math import prod
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
@@ -124,6 +125,6 @@ def _header_cost(extent: Extent) -> int:
         name.encode()
     except UnicodeEncodeError as error:
         raise UnsupportedFile(f"tensor name {name!a} is no Unicode text; the file is kept as bytes") from error
-    if len(shape) > LIMITS.dimensions or any(not 0 <= n < _DIMENSION_END for n in shape):
+    if len(shape) > LIMITS.dimensions or any(n < 0 for n in shape) or prod(n or 1 for n in shape) >= _DIMENSION_END:
         raise LimitExceeded(f"tensor {name!r}: a shape of {len(shape)} dimensions, or one of them, is beyond the format; the file is kept as bytes")
     return len(dumps(name)) + 20 * len(shape) + 100
