@@ -1,6 +1,7 @@
 """The most common frame in one call: split_float over rans, rest and low part raw (docs/stages.md, docs/format.md section 4).
 
-Reads the nodes itself, since for a frame of 1 MiB doing so in Python would take half as long as decoding. Anything unusual, damage included, is left to the general decoder.
+Reads the nodes itself, since for a frame of 1 MiB doing so in Python would take half as long as decoding. Anything unusual, damage included, is left to the
+general decoder.
 """
 
 from __future__ import annotations

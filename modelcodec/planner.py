@@ -54,6 +54,8 @@ _SAMPLE_WORDS = 1 << 15
 _FAST_WORDS = 1 << 17
 _ZSTD_SAMPLE = 1 << 14
 _SHORT_BYTES = 1 << 15
+_REPEAT_SAMPLE = 1 << 13
+_QUICK = Zstd(1)
 _ZSTD_FLATTERY = 32
 """A short sample's tables fit it better than a whole frame's will fit the frame: so much is added to what it shows."""
 _SPARSE_SHARE = 32
@@ -180,7 +182,22 @@ def float_plan(x: Array, dtype: str, level: int) -> Plan:
             if narrow is not None:
                 return Plan(Widen(kind), {"narrow": float_plan(narrow, narrow_dtype, level)})
     palette = _palette(x, level)
-    return palette if palette is not None else _split(x, seen, dtype, level)
+    if palette is not None:
+        return palette
+    split = _split(x, seen, dtype, level)
+    if level > FAST and isinstance(split.stage, SplitFloat) and _repeats(x, seen.bits(split.stage.low_bits)):
+        return Plan(Zstd(_ZSTD_LEVEL[level]))
+    return split
+
+
+def _repeats(x: Array, bits: int) -> bool:
+    """Whether rows come again, as those of an embedding that were never trained: zstd then beats by far the `bits` that the words take one by one."""
+    octets = x.view(np.uint8)
+    if octets.size < 4 * _REPEAT_SAMPLE:
+        return False
+    places = (octets.size // 4, octets.size // 4 * 3)
+    found = sum(len(_QUICK.encode(octets[at : at + _REPEAT_SAMPLE], _NO_CONTEXT).payload) for at in places)
+    return 8 * found * octets.size * 16 < bits * 2 * _REPEAT_SAMPLE * 15
 
 
 def _narrowed(x: Array, kind: int) -> Array | None:

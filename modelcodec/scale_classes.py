@@ -8,8 +8,8 @@ import numpy as np
 
 from modelcodec.kernels import scale_classes as kernels
 from modelcodec.kernels.class_rans import MOST_BITS, SCALES
+from modelcodec.kernels.frequencies import normalise
 from modelcodec.stages.class_rans import TABLE_WIDTH, ScaleClasses
-from modelcodec.stages.rans import table_for
 from modelcodec.types import Array
 
 LEAST_WORDS = 1 << 12
@@ -67,7 +67,7 @@ def find(x: Array, columns: int, exponent_at: int, cuts: tuple[int, ...]) -> Fou
     if x.size >= 2 * _SURVEYED_WORDS:
         best = _choose(x, best.row_scales, best.column_scales, (best.low_bits,), _COUNTED_WORDS)
     of_classes = kernels.of_classes(best.counts, best.thresholds, best.coarser, best.sample)
-    tables = tuple(table_for(counts, MOST_BITS, TABLE_WIDTH, sampled=True) for counts in of_classes)
+    tables = tuple(normalise(counts, MOST_BITS, TABLE_WIDTH, escape=True) for counts in of_classes)
     return Found(ScaleClasses(best.row_scales, best.column_scales, best.thresholds, tables), best.low_bits, best.bits)
 
 
@@ -75,7 +75,8 @@ def _places(logs: Array, step_log2: int) -> Array:
     """Scales on a grid around their median."""
     some = logs[:: (logs.size >> 16) + 1]
     centre = int(np.partition(some, some.size // 2)[some.size // 2]) - (1 << step_log2 >> 1)
-    return np.clip((logs - centre >> step_log2) + SCALES // 2, 0, SCALES - 1).astype(np.uint8)
+    places: Array = np.clip((logs - centre >> step_log2) + SCALES // 2, 0, SCALES - 1).astype(np.uint8)
+    return places
 
 
 def _choose(x: Array, row_scales: Array, column_scales: Array, cuts: tuple[int, ...], words: int) -> _Choice:

@@ -568,17 +568,29 @@ def unpack_split_reference(
 # ---- classes -------------------------------------------------------------------------------------------------------------------------
 
 
-def _classed_stream(source: random.Random) -> tuple[Array, Array, tuple[frequencies.Table, ...], int, int]:
-    """Words, their classes, a table with an escape for each class, log2 of the lanes, groups."""
-    width, bits, k = source.choice((1, 2)), source.randrange(8, 12), source.choice((1, 2, 5))
-    n = source.choice((1, 63, 64, 65, 130, 400, source.randrange(1, 1500)))
-    classes = np.array([source.randrange(k) for _ in range(n)], np.uint8)
-    x = np.array([min(int(source.expovariate(0.2 / (1 + c))), 255 if width == 1 else 1500) for c in classes.tolist()], WORD[width])
+def _classed_stream(source: random.Random, width: int = 0) -> tuple[Array, class_rans.Classes, int, int, int]:
+    """Symbols, classes with a table with an escape for each, the first word in the group, log2 of the lanes, groups."""
+    width, bits, k = width or source.choice((1, 2)), source.randrange(8, 12), source.choice((1, 2, 5))
+    n, first = source.choice((1, 63, 64, 65, 130, 400, source.randrange(1, 1500))), source.randrange(200)
+    columns = source.choice((1, 7, 64, 100, source.randrange(1, 2000)))
+    scales = [np.array([source.randrange(64) for _ in range(size)], np.uint8) for size in (-(-(first + n) // columns) + source.randrange(2), columns)]
+    class_of = np.array([source.randrange(k) for _ in range(127)], np.uint8)
+    own = np.array(_classes_of(scales[0], scales[1], class_of, first, n))
+    x = np.array([min(int(source.expovariate(0.2 / (1 + c))), 255 if width == 1 else 1500) for c in own.tolist()], WORD[width])
     tables = []
     for c in range(k):
-        counts = np.bincount(np.minimum(x[classes == c][::2].astype(np.int64), 1022), minlength=2)[:1023]
+        counts = np.bincount(np.minimum(x[own == c][::2].astype(np.int64), 1022), minlength=2)[:1023]
         tables.append(frequencies.normalise(counts.astype(np.int64), bits, 2, escape=True))
-    return x, classes, tuple(tables), *source.choice(((0, 1), (3, 1), (6, 1), (6, 2)))
+    return x, class_rans.Classes(scales[0], scales[1], class_of, tuple(tables)), first, *source.choice(((0, 1), (3, 1), (6, 1), (6, 2)))
+
+
+def _classes_of(rows: Array, columns: Array, class_of: Array, first: int, n: int) -> list[int]:
+    places = (divmod(i, len(columns)) for i in range(first, first + n))
+    return [int(class_of[int(rows[row]) + int(columns[column])]) for row, column in places]
+
+
+def _classes(classes: class_rans.Classes, first: int, n: int) -> list[int]:
+    return _classes_of(classes.row_scales, classes.column_scales, classes.class_of, first, n)
 
 
 def _order(n: int, lanes_log2: int, groups: int) -> list[list[list[tuple[int, int]]]]:
@@ -600,72 +612,56 @@ def _slots_of(table: frequencies.Table) -> dict[int | None, tuple[int, int]]:
     return found
 
 
-def pack_classed(
-    x: Array, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    entries = class_rans.coding_entries(tables)
-    units, states, escaped = np.empty(x.size, np.uint16), np.empty((2, 64), np.uint32), np.empty_like(x)
-    a, b = class_rans.pack(x, classes, entries, tables[0].bits, lanes_log2, groups, units, states)
-    n_a = x.size if groups == 1 else min(x.size, 64 * ((x.size + 127) // 128))
-    k = class_rans.find_escapes(x, classes, entries, escaped)
-    used = states[:groups, : 1 << lanes_log2].reshape(-1)
-    return units[a:n_a].tolist(), units[b:].tolist() if groups == 2 else [], used.tolist(), escaped[:k].tolist()
+def pack_classed(x: Array, classes: class_rans.Classes, first: int, lanes_log2: int, groups: int) -> tuple[bytes, int, int, int]:
+    out = np.empty(class_rans.pack_bound(x.size, x.itemsize, lanes_log2, groups), np.uint8)
+    packed = class_rans.pack(x, lanes_log2, groups, classes, first, out)
+    return out[: packed.n_bytes].tobytes(), packed.units_a, packed.units_b, packed.n_escapes
 
 
-def pack_classed_reference(x: Array, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int) -> tuple[list[int], ...]:
-    slots, bits = [_slots_of(table) for table in tables], tables[0].bits
+def pack_classed_reference(x: Array, classes: class_rans.Classes, first: int, lanes_log2: int, groups: int) -> tuple[bytes, int, int, int]:
+    slots, own, bits = [_slots_of(table) for table in classes.tables], _classes(classes, first, x.size), classes.bits
     all_units, all_states = [], []
     for rounds in _order(x.size, lanes_log2, groups):
         states, units = [1 << 16] * (1 << lanes_log2), []
         for pairs in reversed(rounds):
             for lane, word in reversed(pairs):
-                own = slots[int(classes[word])]
-                f, start = own[int(x[word])] if int(x[word]) in own else own[None]
+                known = slots[own[word]]
+                f, start = known[int(x[word])] if int(x[word]) in known else known[None]
                 if states[lane] >= f << (32 - bits):
                     units.append(states[lane] & 0xFFFF)
                     states[lane] >>= 16
                 states[lane] = (states[lane] // f << bits) + states[lane] % f + start
         all_units.append(units[::-1])
         all_states += states
-    escaped = [int(word) for word, c in zip(x.tolist(), classes.tolist(), strict=True) if word not in slots[c]]
-    return all_units[0], all_units[1] if groups == 2 else [], all_states, escaped
+    escaped = [word for word, c in zip(x.tolist(), own, strict=True) if word not in slots[c]]
+    units = [unit for units in all_units for unit in units]
+    data = np.array(units, "<u2").tobytes() + np.array(all_states, "<u4").tobytes() + np.array(escaped, x.dtype).tobytes()
+    return data, len(all_units[0]), len(all_units[1]) if groups == 2 else 0, len(escaped)
 
 
-def _classed_payload(source: random.Random) -> tuple[bytes, Array, tuple[frequencies.Table, ...], int, int, tuple[int, int, int], int]:
-    """A payload, mostly damaged, with what its header says."""
-    x, classes, tables, lanes_log2, groups = _classed_stream(source)
-    a, b, states, escaped = pack_classed_reference(x, classes, tables, lanes_log2, groups)
-    data = bytearray(np.array(a + b, "<u2").tobytes() + np.array(states, "<u4").tobytes() + np.array(escaped, x.dtype).tobytes())
+def _classed_payload(source: random.Random) -> tuple[bytes, tuple[int, int, int], class_rans.Classes, int, int, int, int, int]:
+    """A payload, mostly damaged, what its header says, classes, first word, log2 of the lanes, groups, words, their width."""
+    x, classes, first, lanes_log2, groups = _classed_stream(source)
+    packed, units_a, units_b, n_escapes = pack_classed_reference(x, classes, first, lanes_log2, groups)
+    data = bytearray(packed)
     if source.randrange(3):
         data[source.randrange(len(data))] ^= 1 << source.randrange(8)
-    return bytes(data), classes, tables, lanes_log2, groups, (len(a), len(b), len(escaped)), x.itemsize
+    return bytes(data), (units_a, units_b, n_escapes), classes, first, lanes_log2, groups, x.size, x.itemsize
 
 
 def unpack_classed(
-    data: bytes, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int, counts: tuple[int, int, int], width: int
+    data: bytes, counts: tuple[int, int, int], classes: class_rans.Classes, first: int, lanes_log2: int, groups: int, n: int, width: int
 ) -> list[int] | None:
-    symbols = np.empty(classes.size, np.uint16)
-    status = class_rans.unpack(
-        np.frombuffer(bytearray(data), np.uint8),
-        *counts,
-        width,
-        lanes_log2,
-        groups,
-        classes,
-        class_rans.decoding_entries(tables),
-        tables[0].bits,
-        1 << (8 * width),
-        np.empty((2, 64), np.uint32),
-        symbols,
-    )
-    return None if status else symbols.tolist()
+    out = np.empty(n, WORD[width])
+    status = class_rans.unpack(np.frombuffer(bytearray(data), np.uint8), lanes_log2, groups, *counts, classes, first, out)
+    return None if status else out.tolist()
 
 
 def unpack_classed_reference(
-    data: bytes, classes: Array, tables: tuple[frequencies.Table, ...], lanes_log2: int, groups: int, counts: tuple[int, int, int], width: int
+    data: bytes, counts: tuple[int, int, int], classes: class_rans.Classes, first: int, lanes_log2: int, groups: int, n: int, width: int
 ) -> list[int] | None:
-    bits, n = tables[0].bits, classes.size
-    slots = [[(symbol, f, start) for symbol, (f, start) in _slots_of(table).items() for _ in range(f)] for table in tables]
+    bits, own = classes.bits, _classes(classes, first, n)
+    slots = [[(symbol, f, start) for symbol, (f, start) in _slots_of(table).items() for _ in range(f)] for table in classes.tables]
     n_units, n_states = counts[0] + counts[1], groups << lanes_log2
     units = np.frombuffer(data, "<u2", n_units).tolist()
     states = np.frombuffer(data, "<u4", n_states, 2 * n_units).tolist()
@@ -677,7 +673,7 @@ def unpack_classed_reference(
         for pairs in rounds:
             for lane, word in pairs:
                 x = states[64 * group + lane]
-                out[word], f, start = slots[int(classes[word])][x % (1 << bits)]
+                out[word], f, start = slots[own[word]][x % (1 << bits)]
                 x = f * (x >> bits) + x % (1 << bits) - start
                 if x < 1 << 16:
                     if at == end:
@@ -692,110 +688,125 @@ def unpack_classed_reference(
     return [next(left) if word is None else word for word in out]
 
 
-def _scales(source: random.Random) -> tuple[list[int], list[int], list[int], int, int]:
-    """Scales of rows and columns, the class of each sum, the first word, the number of words; some words lie past the last row."""
-    rows = [source.randrange(64) for _ in range(source.randrange(1, 12))]
-    columns = [source.randrange(64) for _ in range(source.choice((1, 2, 7, 100)))]
-    cells = len(rows) * len(columns)
-    first = source.randrange(cells + 1)
-    n = source.randrange(1, max(cells - first, 1) + 1) + source.choice((0, 0, 0, 1))
-    return rows, columns, [source.randrange(32) for _ in range(127)], first, n
+def _classed_floats(source: random.Random) -> tuple[Array, Array, Array, int, class_rans.Classes, int, int, int]:
+    """Words, and the symbols and rest that they are made of, low_bits; classes, first word, log2 of the lanes, groups."""
+    low_bits = source.choice((0, 4, 5, 7, 8, 13))
+    x, classes, first, lanes_log2, groups = _classed_stream(source, 1 if low_bits >= 7 else 2)
+    symbols = np.minimum(x, (1 << (15 - low_bits)) - 1)
+    rest = _words(source, 2, x.size, 1 << (low_bits + 1))
+    words = np.array(merge_words_reference(symbols, rest, low_bits), np.uint16)
+    if source.randrange(2):
+        words = words.astype(np.uint32) << np.uint32(16) | _words(source, 2, x.size)
+    return words, symbols, rest, low_bits, classes, first, lanes_log2, groups
 
 
-def map_classes(rows: list[int], columns: list[int], class_of: list[int], first: int, n: int) -> list[int] | None:
-    out = np.full(n, 0xAA, np.uint8)
-    found = scale_classes.map_classes(np.array(rows, np.uint8), np.array(columns, np.uint8), np.array(class_of, np.uint8), first, out)
-    return out.tolist() if found else None
+def pack_classed_split(
+    words: Array, symbols: Array, rest: Array, low_bits: int, classes: class_rans.Classes, first: int, lanes_log2: int, groups: int
+) -> tuple[bytes, bytes, list[int]]:
+    out = np.empty(class_rans.pack_bound(words.size, symbols.itemsize, lanes_log2, groups), np.uint8)
+    planes_of = np.empty((words.size + 7) // 8 * (low_bits + 1), np.uint8)
+    low = np.empty(words.size, np.uint16) if words.itemsize == 4 else None
+    packed = class_rans.pack_split(words, low_bits, lanes_log2, groups, classes, first, out, planes_of, low)
+    return out[: packed.n_bytes].tobytes(), planes_of.tobytes(), [] if low is None else low.tolist()
 
 
-def map_classes_reference(rows: list[int], columns: list[int], class_of: list[int], first: int, n: int) -> list[int] | None:
-    places = [divmod(i, len(columns)) for i in range(first, first + n)]
-    return None if any(row >= len(rows) for row, _ in places) else [class_of[rows[row] + columns[column]] for row, column in places]
+def pack_classed_split_reference(
+    words: Array, symbols: Array, rest: Array, low_bits: int, classes: class_rans.Classes, first: int, lanes_log2: int, groups: int
+) -> tuple[bytes, bytes, list[int]]:
+    low = (words & np.uint32(0xFFFF)).tolist() if words.itemsize == 4 else []
+    return pack_classed_reference(symbols, classes, first, lanes_log2, groups)[0], bytes(pack_planes_reference(rest, low_bits + 1)), low
 
 
-def _float_words_in_rows(source: random.Random) -> tuple[Array, int, int]:
-    """Words of 2 or 4 bytes, the bits below a level in their top 16, and columns; the last row may be shorter."""
-    x = _words(source, source.choice((2, 4)), source.choice((1, 7, 64, 200, source.randrange(1, 600))))
-    return x, source.choice((5, 8)), source.randrange(1, x.size + 1)
+def unpack_classed_split(
+    words: Array, symbols: Array, rest: Array, low_bits: int, classes: class_rans.Classes, first: int, lanes_log2: int, groups: int
+) -> list[int]:
+    data, *counts = pack_classed_reference(symbols, classes, first, lanes_log2, groups)
+    planes_of = np.frombuffer(bytearray(pack_planes_reference(rest, low_bits + 1)), np.uint8)
+    low, out = (words & np.uint32(0xFFFF)).astype(np.uint16) if words.itemsize == 4 else None, np.empty_like(words)
+    status = class_rans.unpack_split(np.frombuffer(bytearray(data), np.uint8), lanes_log2, groups, *counts, classes, first, low_bits, planes_of, low, out)
+    return [] if status else out.tolist()
 
 
-def _highs(x: Array) -> list[int]:
-    return [word >> (8 * x.itemsize - 16) & 0x7FFF for word in x.tolist()]
+def _float_words_in_rows(source: random.Random) -> tuple[Array, int]:
+    """Words of 2 or 4 bytes, and columns; the last row may be shorter."""
+    x = _words(source, source.choice((2, 4)), source.choice((2, 7, 64, 200, source.randrange(2, 600))))
+    return x, source.randrange(1, x.size)
 
 
-def count_levels(x: Array, below: int, step: int) -> list[int]:
-    counts = np.zeros(1 << 15, np.int64)
-    scale_classes.count_levels(x, x.itemsize, below, step, counts)
-    return counts.tolist()
+def fit(x: Array, columns: int, exponent_at: int, every: int) -> tuple[list[int], list[int]]:
+    rows, of_columns = scale_classes.fit(x, exponent_at, columns, every)
+    return rows.tolist(), of_columns.tolist()
 
 
-def count_levels_reference(x: Array, below: int, step: int) -> list[int]:
-    counts = [0] * (1 << 15)
-    for high in _highs(x)[::step]:
-        counts[high >> below] += 1
-    return counts
+def fit_reference(x: Array, columns: int, exponent_at: int, every: int) -> tuple[list[int], list[int]]:
+    """Means of rows, then of what columns have beyond them; then both moved by half the log of the mean square of what is left."""
+    logs = [(word >> (8 * x.itemsize - 16) & 0x7FFF) >> (exponent_at - 7) for word in x.tolist()]
+    middle = sorted(log >> 5 for log in logs[:: x.size >> 14 | 1])[(x.size - 1) // 2] << 5
+    rows = [[log - middle for log in logs[i : i + columns]] for i in range(0, len(logs), columns)]
+    counted = range(0, x.size // columns, every)
+    near = [[min(max(log, -1024), 1024) for log in row] for row in rows]
+    of_rows = [sum(row) // len(row) for row in near]
+    of_columns = [sum(near[r][j] - of_rows[r] for r in counted) // len(counted) for j in range(columns)]
+
+    def square(log: int) -> int:
+        z = min(max(2 * log, -1280), 512) + 1280
+        return (128 + z % 128) << z // 128 >> 7
+
+    def half_log(mean: int) -> int:
+        log = max(mean, 1)
+        shift = max(log.bit_length() - 12, 0)
+        return (int(frequencies.LOG2[log >> shift]) + (shift << 16) - (10 << 16)) * 64 >> 16
+
+    of_rows = [a + half_log(sum(square(log - a - of_columns[j]) for j, log in enumerate(row)) // len(row)) for a, row in zip(of_rows, rows, strict=True)]
+    sums = [sum(square(rows[r][j] - of_rows[r] - of_columns[j]) for r in counted) for j in range(columns)]
+    return of_rows, [b + half_log(total // len(counted)) for b, total in zip(of_columns, sums, strict=True)]
 
 
-def fit_scales(x: Array, below: int, columns: int, middle: int) -> tuple[list[int], list[int]]:
-    n_rows = -(-x.size // columns)
-    row_scales, column_scales = np.empty(n_rows, np.uint8), np.empty(columns, np.uint8)
-    scale_classes.fit_scales(x, x.itemsize, below, columns, middle, np.empty(n_rows, np.int64), np.empty(columns, np.int64), row_scales, column_scales)
-    return row_scales.tolist(), column_scales.tolist()
+def _scaled_words(source: random.Random) -> tuple[Array, int, int, list[int], list[int], int]:
+    x, columns = _float_words_in_rows(source)
+    scales = [[source.randrange(64) for _ in range(n)] for n in (-(-x.size // columns), columns)]
+    return x, source.randrange(5, 12), columns, scales[0], scales[1], source.choice((1, 1, 2, 4))
 
 
-def fit_scales_reference(x: Array, below: int, columns: int, middle: int) -> tuple[list[int], list[int]]:
-    """Means of rows, then means of what columns have beyond them, both in sixteenths of a level, rounded to whole levels around 32."""
-    levels = [min(max((high >> below) - middle, -32), 32) for high in _highs(x)]
-    rows = [levels[i : i + columns] for i in range(0, len(levels), columns)]
-    means = [16 * sum(row) // len(row) for row in rows]
-    beyond = [[16 * row[j] - mean for row, mean in zip(rows, means, strict=True) if j < len(row)] for j in range(columns)]
-
-    def scale(sixteenths: int) -> int:
-        return min(max((sixteenths + 8) // 16 + 32, 0), 63)
-
-    return [scale(mean) for mean in means], [scale(sum(column) // len(column)) for column in beyond]
+def count(x: Array, low_bits: int, columns: int, rows: list[int], of_columns: list[int], sample: int) -> tuple[list[int], int]:
+    counts, counted = scale_classes.count(x, low_bits, columns, np.array(rows, np.uint8), np.array(of_columns, np.uint8), sample)
+    return counts[:, :1024].reshape(-1).tolist(), counted
 
 
-def count_classed(x: Array, low_bits: int, columns: int, row_scales: list[int], column_scales: list[int]) -> list[int]:
-    counts = np.zeros((127, 1024), np.int64)
-    scale_classes.count_classed(x, x.itemsize, low_bits, columns, np.array(row_scales, np.uint8), np.array(column_scales, np.uint8), counts)
-    return counts.reshape(-1).tolist()
-
-
-def count_classed_reference(x: Array, low_bits: int, columns: int, row_scales: list[int], column_scales: list[int]) -> list[int]:
+def count_reference(x: Array, low_bits: int, columns: int, rows: list[int], of_columns: list[int], sample: int) -> tuple[list[int], int]:
     counts = [0] * (127 * 1024)
-    for i, high in enumerate(_highs(x)):
-        counts[1024 * (row_scales[i // columns] + column_scales[i % columns]) + min(high >> low_bits, 1023)] += 1
-    return counts
+    for i, word in enumerate(x.tolist()):
+        row, column = divmod(i, columns)
+        if column // 64 % sample == row % sample:
+            counts[1024 * (rows[row] + of_columns[column]) + min((word >> (8 * x.itemsize - 16) & 0x7FFF) >> low_bits, 1023)] += 1
+    return counts, sum(counts)
 
 
-def _scaled_words(source: random.Random) -> tuple[Array, int, int, list[int], list[int]]:
-    x, _, columns = _float_words_in_rows(source)
-    return x, source.randrange(5, 12), columns, [source.randrange(64) for _ in range(-(-x.size // columns))], [source.randrange(64) for _ in range(columns)]
-
-
-def _classed_counts(source: random.Random) -> tuple[Array, list[int], int, int, int]:
-    """Counts by sum and symbol, the class of each sum, bits that symbols are made coarser by, classes, the cost of a symbol in a table."""
-    k = source.choice((1, 2, 32))
-    counts = np.zeros((127, 1024), np.int64)
+def _counts_of_sums(source: random.Random) -> tuple[Array, list[int], int, int]:
+    """Counts by sum and symbol, thresholds, bits that symbols are made coarser by, the sample."""
+    counts = np.zeros((127, scale_classes.PITCH), np.uint32)
     for _ in range(source.choice((0, 1, 300))):
         counts[source.randrange(127), int(source.expovariate(0.02)) % 1024] += source.choice((1, 100, 10**6))
-    return counts, [source.randrange(k) for _ in range(127)], source.randrange(4), k, source.randrange(20)
+    return counts, sorted(source.randrange(127) for _ in range(source.choice((0, 1, 31)))), source.randrange(4), source.choice((1, 8))
 
 
-def class_cost(counts: Array, class_of: list[int], coarser: int, k: int, symbol_cost: int) -> int:
-    cost = int(scale_classes.class_cost(counts, np.array(class_of, np.uint8), coarser, k, scale_classes.LOG2, np.empty((32, 1024), np.int64), symbol_cost))
-    exact = class_cost_reference(counts, class_of, coarser, k, symbol_cost)
-    return exact if abs(cost - exact) <= 2 + int(counts.sum()) / 2**10 else cost  # it looks logarithms up by their top 12 bits
+def of_classes(counts: Array, thresholds: list[int], coarser: int, sample: int) -> list[list[int]]:
+    found: list[list[int]] = scale_classes.of_classes(counts, np.array(thresholds, np.uint8), coarser, sample).tolist()
+    return found
 
 
-def class_cost_reference(counts: Array, class_of: list[int], coarser: int, k: int, symbol_cost: int) -> int:
-    cost = 0.0
-    for c in range(k):
-        merged = sum((counts[i] for i in range(127) if class_of[i] == c), np.zeros(1024, np.int64)).reshape(-1, 1 << coarser).sum(axis=1)
-        used = [n for n in merged.tolist() if n]
-        cost += sum(n * log2(sum(used) / n) for n in used) + len(used) * symbol_cost
-    return int(cost)
+def of_classes_reference(counts: Array, thresholds: list[int], coarser: int, sample: int) -> list[list[int]]:
+    result = [[0] * (1024 >> coarser) for _ in range(len(thresholds) + 1)]
+    for k, row in enumerate(counts.tolist()):
+        for symbol, c in enumerate(row[:1024]):
+            if symbol >> coarser < 1023:
+                result[sum(threshold <= k for threshold in thresholds)][symbol >> coarser] += sample * c
+    return result
+
+
+def order0_bits_is_near(x: Array) -> bool:
+    counts = [n for n in np.bincount(x).tolist() if n]
+    return abs(scale_classes.order0_bits(x) - sum(n * log2(x.size / n) for n in counts)) <= 2 + x.size / 2**10
 
 
 def _words_to_survey(source: random.Random) -> tuple[Array, int, int]:
@@ -857,12 +868,12 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("rans.unpack_split", _split_payload, unpack_split, unpack_split_reference),
     KernelRow("class_rans.pack", _classed_stream, pack_classed, pack_classed_reference),
     KernelRow("class_rans.unpack", _classed_payload, unpack_classed, unpack_classed_reference),
-    KernelRow("class_rans.find_escapes", _classed_stream, pack_classed, pack_classed_reference),
-    KernelRow("scale_classes.map_classes", _scales, map_classes, map_classes_reference),
-    KernelRow("scale_classes.count_levels", lambda source: (*_float_words_in_rows(source)[:2], source.choice((1, 7))), count_levels, count_levels_reference),
-    KernelRow("scale_classes.fit_scales", lambda source: (*_float_words_in_rows(source), source.randrange(1 << 10)), fit_scales, fit_scales_reference),
-    KernelRow("scale_classes.count_classed", _scaled_words, count_classed, count_classed_reference),
-    KernelRow("scale_classes.class_cost", _classed_counts, class_cost, class_cost_reference),
+    KernelRow("class_rans.pack_split", _classed_floats, pack_classed_split, pack_classed_split_reference),
+    KernelRow("class_rans.unpack_split", _classed_floats, unpack_classed_split, lambda words, *_: words.tolist()),
+    KernelRow("scale_classes.fit", lambda source: (*_float_words_in_rows(source), source.choice((7, 10)), source.choice((1, 1, 3))), fit, fit_reference),
+    KernelRow("scale_classes.count", _scaled_words, count, count_reference),
+    KernelRow("scale_classes.of_classes", _counts_of_sums, of_classes, of_classes_reference),
+    KernelRow("scale_classes.order0_bits", lambda source: (_words(source, 1, source.randrange(1, 500), 64),), order0_bits_is_near, lambda x: True),
     KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
     KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),
 )

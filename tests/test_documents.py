@@ -175,7 +175,8 @@ def smallest_header(name: str, width: int) -> bytes:
         return bytes([8, 0, 0, 0]) + bytes(width) + b"\x01".ljust(width, b"\0") + b"\x80\x00\x04\x00"
     if name == "widen":
         return bytes([next((kind for kind, (wide, _) in KINDS.items() if wide == width), 1)])
-    headers = {"raw": b"", "planes": b"", "zstd": b"\x09" + bytes(4), "split_float": b"\x07", "sparse": b"\x00", "fields": b"\x01\x01\x01", "class_rans": b"\x00\x00\x00"}
+    headers = {"raw": b"", "planes": b"", "zstd": b"\x09" + bytes(4), "split_float": b"\x07", "sparse": b"\x00", "fields": b"\x01\x01\x01", "class_rans":
+    b"\x00\x00\x00"}
     return (headers | {"constant": bytes(width), "palette": bytes(1 + width)})[name]
 
 
