@@ -37,7 +37,7 @@ _SAMPLE = {FAST: 8, DEFAULT_LEVEL: 4, SMALL: 1}
 _BYTE_TABLE_BITS = {FAST: 11, DEFAULT_LEVEL: 12, SMALL: 12}
 _ZSTD_LEVEL = {FAST: 1, DEFAULT_LEVEL: 5, SMALL: 19}
 
-_LOW_BITS = {
+_LOW_BITS: dict[str, dict[int, tuple[int, ...]]] = {
     "BF16": {FAST: (7,), DEFAULT_LEVEL: (7, 6, 5), SMALL: (7, 6, 5)},
     "F16": {DEFAULT_LEVEL: (10, 9, 8, 7), SMALL: (10, 9, 8, 7)},
     "F32": {FAST: (7,), DEFAULT_LEVEL: (7, 6, 5), SMALL: (7, 6, 5)},

@@ -552,6 +552,7 @@ def read_envelope(data: bytes) -> tuple[list[Stored], int]:
     major, minor = (int(number) for number in marker.split("."))
     if major != VERSION[0] or minor > VERSION[1]:
         raise Unsupported(f"version {marker}")
+    need(all(set(e) == {"dtype", "shape", "data_offsets"} for e in names.values()), "entries have their three keys")
     need(all(is_count(number) for e in stored for number in (*e.shape, e.begin, e.end)), "shapes and offsets are numbers")
     ends = [0, *(e.end for e in stored)]
     need(ends[-1] == file.left and all(e.begin == end <= e.end for e, end in zip(stored, ends, strict=False)), "entries follow each other without holes")
@@ -676,6 +677,7 @@ def read_views(container: Container, decoded: list[bytes]) -> list[View]:
         view = View(name, dtype, shape, tuple(table.varint() for _ in shape), table.varint(), table.varint())
         need(view.entry < len(decoded) and container.entries[view.entry].role == 0, "a view is one of a tensor")
         need(dtype.elements == 1 and dtype.bits % 8 == 0, "a view's elements are whole bytes")
+        dtype.n_bytes(shape)
         last = view.first + sum((size - 1) * stride for size, stride in zip(shape, view.strides, strict=True))
         need(0 in shape or (last + 1) * dtype.bits // 8 <= len(decoded[view.entry]), "a view lies inside its entry")
         views.append(view)

@@ -44,11 +44,7 @@ def test_the_reference_decoder_finds_the_same_tensors(name: str) -> None:
             assert tensor.tobytes() == raw
 
 
-UNWRITTEN = {"bad-json-extra.mcodec", "bad-view-overflow.mcodec"}
-"""Refused by the package alone: docs/format.md leaves open what else a header may hold, and how many bytes a view may have."""
-
-
-@pytest.mark.parametrize("name", [name for name in BAD if name not in UNWRITTEN])
+@pytest.mark.parametrize("name", BAD)
 def test_the_reference_decoder_refuses_every_bad_file(name: str) -> None:
     with pytest.raises(ValueError, match=r".") as found:
         reference_decoder.restore(content(name))

@@ -45,13 +45,22 @@ def test_an_error_of_syncing_is_raised_at_the_end(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(write_behind, "STEP_BYTES", 10)
     monkeypatch.setattr(write_behind, "_sync", full)
-    with open(tmp_path / "out", "wb") as file, pytest.raises(OSError, match="no space"), WriteBehind(file) as sink:
-        sink.write(bytes(100))
-        _until(asked)
+    def write() -> None:
+        with open(tmp_path / "out", "wb") as file, WriteBehind(file) as sink:
+            sink.write(bytes(100))
+            _until(asked)
+
+    with pytest.raises(OSError, match="no space"):
+        write()
 
 
 def test_an_error_of_the_block_is_the_one_that_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_behind, "STEP_BYTES", 10)
-    with open(tmp_path / "out", "wb") as file, pytest.raises(KeyError), WriteBehind(file) as sink:
-        sink.write(bytes(100))
-        raise KeyError
+
+    def write() -> None:
+        with open(tmp_path / "out", "wb") as file, WriteBehind(file) as sink:
+            sink.write(bytes(100))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
