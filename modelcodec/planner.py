@@ -255,7 +255,7 @@ def _low_plan(x: Array, level: int) -> Plan | None:
     sample = np.ascontiguousarray(x[:: x.size // _SAMPLE_WORDS | 1])
     octets = sample.view(np.uint8).reshape(-1, x.itemsize)[:, : x.itemsize - 2]
     for k in range(octets.shape[1]):
-        if order0_bits(np.bincount(octets[:, k], minlength=256)) * 64 < 8 * sample.size * 63:
+        if 64 * 8 * _rans_bytes(octets[:, k]) < 63 * 8 * sample.size:
             return Plan(Planes(), {f"plane {k}": Plan(Rans(_BYTE_TABLE_BITS[level])) for k in (0, 1)})
     return None
 
