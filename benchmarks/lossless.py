@@ -36,7 +36,7 @@ RIVALS = ("zipnn", "openzl-entropy", "openzl-fse")
 SYNTHETIC_BYTES, QUICK_BYTES = 1 << 28, 1 << 26
 SECONDS, ROUNDS = 8.0, 5
 """Each file is measured for at least as long and as many rounds, on one thread and again on all."""
-BEGIN, END = "<!-- benchmarks: lossless -->", "<!-- end -->"
+END = "<!-- end -->"
 
 
 class Run(Protocol):
@@ -254,10 +254,11 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(out)
 
 
-def replace_block(document: Path, block: str) -> None:
-    """Put the block between the document's markers."""
+def replace_block(document: Path, block: str, suite: str = "lossless") -> None:
+    """Put the block between the document's markers of that suite."""
     text = document.read_text()
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END, text.index(BEGIN))
+    begin = text.index(marker := f"<!-- benchmarks: {suite} -->") + len(marker)
+    end = text.index(END, begin)
     document.write_text(f"{text[:begin]}\n{block}\n{text[end:]}")
 
 

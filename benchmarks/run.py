@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = {"lossless": "benchmarks.lossless"}
+SUITES = {"lossless": "benchmarks.lossless", "quantized": "benchmarks.quantized"}
 
 
 def main() -> int:

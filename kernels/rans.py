@@ -55,6 +55,10 @@ from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RAN
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_rounds
+elif arms.ARM in ("avx2", "sse41", "neon"):
+    from modelcodec.kernels.rans_permuted import pack_rounds, unpack_rounds
+elif arms.ARM == "vector":
+    from modelcodec.kernels.rans_vector import pack_rounds, unpack_rounds
 else:
     from modelcodec.kernels.rans_scalar import pack_rounds, unpack_rounds
 

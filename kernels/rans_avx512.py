@@ -38,11 +38,10 @@ from modelcodec.kernels.rans_layout import (
     STATES,
     VALUE,
 )  # fmt: skip
+from modelcodec.kernels.rans_words import _block, _join_u32, _narrow, _plane_places, _Planes, _planes, _split_u32, _store_rest, _widen
 from modelcodec.kernels.simd import Vector, bit_fields, compress, emit, expand, fence, load, loop, offset, permute, permute2, splat, store
 
 _I64 = ir.IntType(64)
-_Planes = types.UniTuple(int64, 8)
-"""Places of the planes of 8, 4, 2, 1 bits, then the bytes from block to block in each."""
 _BYTES_A_ROUND = 128
 """A round takes at most this many bytes of units and, loading whole vectors, touches no more."""
 
@@ -97,15 +96,6 @@ def _part(even: Vector, odd: Vector, v: int) -> Vector:
 # Split words: symbol and rest in 16 bits
 
 
-def _planes(builder: Any, r: Any) -> tuple[list[Any], list[Any]]:
-    """For the planes of 8, 4, 2, 1 bits: all ones where r-bit numbers have it, else zero; and where its bits stand in the byte above the plane of 8."""
-    one = _i64(1)
-    there = [builder.and_(builder.lshr(r, _i64(at)), one) for at in (3, 2, 1, 0)]
-    low2 = builder.shl(there[1], _i64(2))
-    low1 = builder.add(low2, builder.shl(there[2], one))
-    return [builder.neg(bit) for bit in there], [_i64(0), _i64(0), low2, low1]
-
-
 def _prepare_rest(builder: Any, s: Any, r: Any, work: Any) -> None:
     """Write what `_rest_words` needs and does not change in a loop. It comes from memory there, since registers are better kept for states."""
     there, low = _planes(builder, r)
@@ -142,48 +132,6 @@ def _rest_words(builder: Any, planes: Sequence[Any], work: Any) -> list[Vector]:
     sign = (top.of(16) << up).of(8) & 128
     low_byte, high_byte = top & low_top | plane8 & low_8, sign | top & high_top
     return [low_byte.pick([x for j in range(half, half + 32) for x in (j, 64 + j)], high_byte).of(16) for half in (0, 32)]
-
-
-def _store_rest(builder: Any, planes: Sequence[Any], r: Any, numbers: Sequence[Vector]) -> None:
-    """Write 64 numbers of r bits to the places in their planes; what belongs to no plane is stored to the address that stands for one."""
-    there, low = _planes(builder, r)
-    up = splat(builder, builder.and_(there[0], _i64(8)), 16, 32)
-    for half in (0, 1):
-        store(offset(builder, planes[0], 32 * half), numbers[half].narrow(8))
-    above = (numbers[0] >> up).narrow(8).pick(range(64), (numbers[1] >> up).narrow(8))
-    v4 = above.of(32) & 0x0F0F0F0F
-    v4 = (v4 << v4.each([0] * 8 + [4] * 8)).of(8)
-    store(planes[1], v4.pick(range(32)) | v4.pick(range(32, 64)))
-    v2 = above.of(32) >> splat(builder, low[2], 32, 16) & 0x03030303
-    v2 = (v2 << v2.each([0] * 4 + [2] * 4 + [4] * 4 + [6] * 4)).of(8)
-    v2 = v2.pick(range(32)) | v2.pick(range(32, 64))
-    store(planes[2], v2.pick(range(16)) | v2.pick(range(16, 32)))
-    v1 = above.of(64) >> splat(builder, low[3], 64, 8) & 0x0101010101010101
-    v1 = (v1 << v1.each(range(8))).of(8)
-    for n in (32, 16, 8):
-        v1 = v1.pick(range(n)) | v1.pick(range(n, 2 * n))
-    store(planes[3], v1)
-
-
-@piece(_Planes(*(int64,) * 4))
-def _plane_places(rest, n, r, nowhere):
-    """(address, bytes a block) of the planes of 8, 4, 2 and 1 bits; planes that do not exist lie at `nowhere`, and stay there."""
-    eighths = (n + 7) >> 3
-    p8, p4, p2, p1 = nowhere, nowhere, nowhere, nowhere
-    if r & 8:
-        p8, rest = rest, rest + 8 * eighths
-    if r & 4:
-        p4, rest = rest, rest + 4 * eighths
-    if r & 2:
-        p2, rest = rest, rest + 2 * eighths
-    if r & 1:
-        p1 = rest
-    return p8, p4, p2, p1, 8 * (r & 8), 8 * (r & 4), 8 * (r & 2), 8 * (r & 1)
-
-
-def _block(builder: Any, planes: Sequence[Any], k: Any) -> list[Any]:
-    """The k-th block in each plane."""
-    return [builder.add(place, builder.mul(step, k)) for place, step in zip(planes[:4], planes[4:], strict=True)]
 
 
 # States in memory: the same vectors as in the registers, or with everything reversed
@@ -320,21 +268,6 @@ def _unpack_loop(two_rounds: Any) -> Any:
 
 _unpack_256_bfloat16, _unpack_256 = _unpack_loop(_two_rounds_of_256(True)), _unpack_loop(_two_rounds_of_256(False))
 _unpack_2048, _unpack_2048_many, _unpack_4096 = _unpack_loop(_two_rounds(2048, 64)), _unpack_loop(_two_rounds(2048, 256)), _unpack_loop(_two_rounds(4096, 256))
-
-
-@emit(types.void(int64, int64, int64))
-def _join_u32(builder: Any, to: Any, highs: Any, lows: Any) -> None:
-    """64 words of 32 bits from their halves."""
-    for i in (0, 64):
-        high, low = load(builder, offset(builder, highs, i), 16, 32), load(builder, offset(builder, lows, i), 16, 32)
-        for half in (0, 16):
-            store(offset(builder, to, 2 * i + 4 * half), low.pick([x for j in range(half, half + 16) for x in (j, 32 + j)], high))
-
-
-@emit(types.void(int64, int64))
-def _narrow(builder: Any, to: Any, words: Any) -> None:
-    """64 bytes from as many u16s."""
-    store(to, load(builder, words, 16, 64).narrow(8))
 
 
 @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
@@ -474,22 +407,6 @@ def _pack_loop(two_rounds: Any) -> Any:
 
 
 _pack_128, _pack_1024 = _pack_loop(_two_rounds_packed(128, 64)), _pack_loop(_two_rounds_packed(1024, 256))
-
-
-@emit(types.void(int64, int64, int64))
-def _split_u32(builder: Any, words: Any, highs: Any, lows: Any) -> None:
-    """Halves of 64 words of 32 bits."""
-    for i in (0, 128):
-        first, second = load(builder, offset(builder, words, i), 16, 32), load(builder, offset(builder, words, i + 64), 16, 32)
-        store(builder.add(lows, _i64(i // 2)), first.pick(range(0, 64, 2), second))
-        store(builder.add(highs, _i64(i // 2)), first.pick(range(1, 64, 2), second))
-
-
-@emit(types.void(int64, int64))
-def _widen(builder: Any, words: Any, to: Any) -> None:
-    """64 u16s from as many bytes."""
-    for half in (0, 32):
-        store(offset(builder, to, 2 * half), load(builder, offset(builder, words, half), 8, 32).widen(16))
 
 
 @piece(types.void(int64, int64, int64))

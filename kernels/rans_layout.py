@@ -37,7 +37,9 @@ NEAR_RANK = MULTIPLIER_HIGH + 512
 RANK = NEAR_RANK + 1024
 """u8 by slot (unpacking), u16 by symbol (packing; the number of symbols stands for an escape)"""
 HALVES = RANK + 2 * 65536
-"""u16, the top 16 bits of ROUNDS_AT_ONCE * 64 words of group A, then of group B"""
+"""u16, the top 16 bits of ROUNDS_AT_ONCE * 64 words of group A, then of group B; or what stands for these words in between"""
 ROUNDS_AT_ONCE = 64
-NOTES = HALVES + 2 * 128 * ROUNDS_AT_ONCE
+ENTRIES = HALVES + 2 * 128 * ROUNDS_AT_ONCE
+"""for arms that read tables entry by entry: u32 by slot (unpacking), u64 by symbol, counted from the first one (packing)"""
+NOTES = ENTRIES + 4 * 4096
 """u64, which of 64 words are escapes; what follows them depends on the number of words"""

@@ -1,7 +1,7 @@
 """Vector types for numba, which has none: values of up to 512 bits in registers, and expressions over them that emit LLVM code.
 
 Inside functions made with `emit` a vector is a `Vector`: operators act lane by lane on unsigned numbers, an int stands for the same number in all lanes,
-comparisons give masks. The functions at the end are instructions of x86 processors with AVX-512 VBMI; compiled for another processor they abort the process
+comparisons give masks. The functions at the end are instructions that not every processor has; compiled for one without them they abort the process
 (see `arms`).
 """
 
@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import models, register_model
 
-from modelcodec.kernels import memory
+from modelcodec.kernels import arms, memory
 
 
 class VectorType(types.Type):
@@ -112,6 +112,12 @@ class Vector:
         number = self.builder.bitcast(self.value, ir.IntType(self.lanes))
         return number if self.lanes == 64 else self.builder.zext(number, ir.IntType(64))
 
+    def total(self) -> Any:
+        """The sum of all lanes, as a number of a lane's bits."""
+        name = f"llvm.vector.reduce.add.v{self.lanes}i{self.bits}"
+        kind = ir.FunctionType(self.value.type.element, [self.value.type])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [self.value])
+
     def of(self, bits: int) -> Vector:
         """The same bits as lanes of another width."""
         return self._new(self.builder.bitcast(self.value, _llvm(bits, self.bits * self.lanes // bits)))
@@ -159,6 +165,30 @@ def offset(builder: Any, address: Any, n_bytes: int) -> Any:
     return builder.add(address, ir.Constant(ir.IntType(64), n_bytes))
 
 
+def element(builder: Any, first: Any, n_bytes: int, i: Any) -> Any:
+    """Address of the i-th of elements of so many bytes each."""
+    return builder.add(first, builder.mul(i, ir.Constant(ir.IntType(64), n_bytes)))
+
+
+def unsigned(builder: Any, address: Any, bits: int) -> Any:
+    """The unsigned number at an address, as an i64."""
+    return builder.zext(memory.load(builder, address, ir.IntType(bits)), ir.IntType(64))
+
+
+def constant(builder: Any, numbers: Sequence[int]) -> Any:
+    """Address of constant bytes."""
+    data = ir.Constant(ir.ArrayType(ir.IntType(8), len(numbers)), list(numbers))
+    return builder.ptrtoint(cgutils.global_constant(builder.module, "bytes", data), ir.IntType(64))
+
+
+def collect(builder: Any, numbers: Sequence[Any]) -> Vector:
+    """A vector of numbers, each a lane."""
+    result = ir.Constant(ir.VectorType(numbers[0].type, len(numbers)), ir.Undefined)
+    for i, number in enumerate(numbers):
+        result = builder.insert_element(result, number, ir.Constant(ir.IntType(32), i))
+    return Vector(builder, result)
+
+
 def _wrapped(builder: Any, kind: Any, value: Any) -> Any:
     if isinstance(kind, types.UniTuple):
         return [_wrapped(builder, kind.dtype, builder.extract_value(value, i)) for i in range(kind.count)]
@@ -192,6 +222,11 @@ def fence(builder: Any) -> None:
     builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
 
+def opaque(builder: Any, number: Any) -> Any:
+    """The same number, unknown to the compiler, which would otherwise put a load that only one side of a choice needs behind a jump nobody can foresee."""
+    return builder.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], False)
+
+
 def loop(builder: Any, state: Sequence[Any], more: Callable[[Sequence[Any]], Any], body: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
     """Emit `while more(state): state = body(state)`, for a state of `Vector`s and numbers, and a `more` that gives an i1. Returns the last state."""
     before, test, inside, after = builder.block, *(builder.append_basic_block(name) for name in ("test", "inside", "after"))
@@ -210,6 +245,14 @@ def loop(builder: Any, state: Sequence[Any], more: Callable[[Sequence[Any]], Any
     builder.branch(test)
     builder.position_at_end(after)
     return current
+
+
+# An instruction of x86 with SSSE3 and of 64-bit ARM
+
+
+def shuffle_bytes(table: Vector, index: Vector) -> Vector:
+    """table[index] for each of 16 bytes; zero where the index is 255."""
+    return table.call("llvm.x86.ssse3.pshuf.b.128" if arms.X86 else "llvm.aarch64.neon.tbl1.v16i8", index)
 
 
 # Instructions of x86 with AVX-512 VBMI

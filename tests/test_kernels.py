@@ -57,12 +57,12 @@ def test_kernel_is_its_reference_many_times(row: KernelRow) -> None:
     compare(row, range(MANY_CASES))
 
 
-def test_kernels_without_vector_code_are_their_references() -> None:
-    """The other arm, which processors without AVX-512 take."""
+def test_kernels_for_any_processor_are_their_references() -> None:
+    """The arm for any processor; `test_arms` has the others."""
     script = """
 import sys; sys.path.insert(0, 'tests'); import test_kernels as t
 for row in t.KERNEL_ROWS: t.compare(row, range(40))
 from modelcodec.kernels import arms; print(arms.ARM)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "NUMBA_CPU_NAME": "haswell"}, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "scalar\n"), done.stderr
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "NUMBA_CPU_NAME": "generic"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "vector\n"), done.stderr

@@ -1,0 +1,171 @@
+"""What every arm of the kernels has to do, in one function that `test_arms` and `run_on_arm.sh` call on different processors; needs numpy and numba alone."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import kernel_rows
+import numpy as np
+
+from modelcodec.kernels import arms, frequencies, planes, rans
+
+Array = kernel_rows.Array
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Words to code: u1 and u2 as they are (`low_bits` None), u2 and u4 also cut by split_float."""
+
+    words: Array
+    low_bits: int | None
+    table: frequencies.Table
+    lanes_log2: int
+    groups: int
+
+    @property
+    def symbol_width(self) -> int:
+        return self.words.itemsize if self.low_bits is None else 1 if self.low_bits >= 7 else 2
+
+
+def _table(symbols: Array, bits: int, escape: bool) -> frequencies.Table:
+    width = 1 if symbols.max(initial=0) < 256 else 2
+    return frequencies.normalise(np.bincount(symbols.astype(np.int64)).astype(np.int64), bits, width, escape=escape)
+
+
+def streams(seed: int) -> Iterator[Stream]:
+    """Sizes around those of rounds and of pieces, every cut, tables of every size and with symbols near and far apart."""
+    draw = np.random.default_rng(seed)
+    sizes = (1, 63, 64, 127, 128, 129, 700, 64 * 64 * 2, 64 * 64 * 2 + 1, 9001)
+    for low_bits, spread, bits in [
+        *((s, spread, 8 + (s + i) % 5) for s in range(14) for i, spread in enumerate((3, 30, 400, 3000))),
+        *((None, spread, bits) for bits in range(8, 13) for spread in (1, 60, 500, 60000)),
+    ]:
+        n = int(draw.choice(sizes))
+        width = int(draw.choice((1, 2) if low_bits is None else (2, 4)))
+        most = (1 << 8 * width if low_bits is None else 1 << (15 - low_bits)) - 1
+        symbols = np.minimum(draw.exponential(spread / 4, n).astype(np.int64) * int(draw.choice((1, 1, 7))) + int(draw.integers(most // 2 + 1)), most)
+        symbols[draw.random(n) < 0.01] = int(draw.integers(most + 1))
+        words = symbols
+        if low_bits is not None:
+            noise = draw.integers(1 << 8 * width, size=n, dtype=np.uint64).astype(np.int64)
+            up = 8 * width - 16 + low_bits
+            words = noise & ~(most << up) | symbols << up
+        known = symbols[:: int(draw.choice((1, 1, 1, 3)))]  # a table need not know every word, nor have an escape
+        lanes_log2, groups = ((6, 1), (6, 2), (6, 2), (6, 2), (3, 1))[int(draw.integers(5))]
+        yield Stream(words.astype(kernel_rows.WORD[width]), low_bits, _table(known, bits, bool(draw.integers(2))), lanes_log2, groups)
+
+
+@dataclass(frozen=True)
+class Coded:
+    payload: Array
+    packed: rans.Packed
+    rest: Array
+    low: Array | None
+
+
+Place = Callable[[int], Array]
+"""Gives so many bytes of memory."""
+
+
+def _put(place: Place, array: Array) -> Array:
+    there = place(array.nbytes).view(array.dtype)
+    there[:] = array
+    return there
+
+
+def pack(stream: Stream, place: Place) -> Coded:
+    x = _put(place, stream.words)
+    out = place(rans.pack_bound(x.size, stream.symbol_width, stream.lanes_log2, stream.groups))
+    rest, low = place(0), None
+    if stream.low_bits is None:
+        packed = rans.pack(x, stream.table, stream.lanes_log2, stream.groups, out)
+    else:
+        rest = place(planes.planes_size(x.size, stream.low_bits + 1))
+        low = place(2 * x.size).view(np.uint16) if x.itemsize == 4 else None
+        packed = rans.pack_split(x, stream.low_bits, stream.table, stream.lanes_log2, stream.groups, out, rest, low)
+    return Coded(out[: packed.n_bytes], packed, rest, low)
+
+
+def unpack(stream: Stream, coded: Coded, place: Place) -> tuple[frequencies.Status, Array]:
+    payload, rest = _put(place, coded.payload), _put(place, coded.rest)
+    low = None if coded.low is None else _put(place, coded.low)
+    out = place(stream.words.nbytes).view(stream.words.dtype)
+    how = stream.table, stream.lanes_log2, stream.groups, coded.packed.units_a, coded.packed.units_b, coded.packed.n_escapes
+    if stream.low_bits is None:
+        return rans.unpack(payload, *how, out), out
+    return rans.unpack_split(payload, *how, stream.low_bits, rest, low, out), out
+
+
+def damaged(stream: Stream, coded: Coded, source: random.Random) -> Coded:
+    """Bits turned over, or a payload of random bytes that takes too many units or too few."""
+    packed = coded.packed
+    if source.randrange(2) and packed.n_bytes:
+        payload = coded.payload.copy()
+        for _ in range(source.choice((1, 1, 9))):
+            payload[source.randrange(payload.size)] ^= 1 << source.randrange(8)
+        return Coded(payload, packed, coded.rest, coded.low)
+    n = stream.words.size
+    units_a, n_escapes = source.choice((0, 1, n // 2, n)), min(source.randrange(300), n)
+    units_b = source.choice((0, n // 2)) if stream.groups == 2 else 0
+    size = 2 * (units_a + units_b) + (4 * stream.groups << stream.lanes_log2) + n_escapes * stream.symbol_width
+    payload = np.frombuffer(source.randbytes(size), np.uint8) if source.randrange(2) else np.zeros(size, np.uint8)
+    return Coded(payload, rans.Packed(rans.Status.OK, units_a, units_b, n_escapes, size), coded.rest, coded.low)
+
+
+class Guarded:
+    """Memory that ends where nothing may be touched: a byte too far ends the process."""
+
+    def __init__(self) -> None:
+        self.kept: list[mmap.mmap] = []
+
+    def __call__(self, n_bytes: int) -> Array:
+        page = mmap.PAGESIZE
+        room = -(-n_bytes // page) * page
+        memory = mmap.mmap(-1, room + 2 * page)  # pages before and after
+        self.kept.append(memory)
+        all_bytes = np.frombuffer(memory, np.uint8)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        for first in (0, room + page):
+            if protect(ctypes.c_void_p(all_bytes.ctypes.data + first), ctypes.c_size_t(page), 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        return all_bytes[page + room - n_bytes : page + room]
+
+    def scratch(self, n_bytes: int) -> int:
+        return int(self(n_bytes).ctypes.data)
+
+
+def work(seeds: range = range(3)) -> tuple[str, str]:
+    """The arm, and a digest of everything it gives: payloads, words, and what it finds wrong in damaged payloads."""
+    for row in kernel_rows.KERNEL_ROWS:
+        if row.name.startswith("rans."):
+            for seed in range(20):
+                assert row.run(*row.inputs(random.Random(seed))) == row.reference(*row.inputs(random.Random(seed))), f"{row.name}, case {seed}"
+    digest, source = hashlib.sha256(), random.Random(1)
+    own_scratch = rans.scratch
+    for seed in seeds:
+        for stream in streams(seed):
+            place = Guarded() if hasattr(mmap, "MAP_PRIVATE") else lambda n_bytes: np.empty(n_bytes, np.uint8)
+            if isinstance(place, Guarded):
+                rans.scratch = place.scratch
+            try:
+                coded = pack(stream, place)
+                digest.update(repr(coded.packed).encode())
+                if coded.packed.status:  # what was written until then is unspecified
+                    continue
+                digest.update(b"".join(part.tobytes() for part in (coded.payload, coded.rest, coded.low) if part is not None))
+                status, out = unpack(stream, coded, place)
+                assert status == 0, stream
+                assert (out == stream.words).all(), stream
+                digest.update(bytes(int(unpack(stream, damaged(stream, coded, source), place)[0]) for _ in range(3)))
+            finally:
+                rans.scratch = own_scratch
+    return arms.ARM, digest.hexdigest()
+
+
+if __name__ == "__main__":
+    print(*work())
