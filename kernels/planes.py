@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import uint8, uint16, uint32, uint64
+from numba import uint16, uint32, uint64
 
 from modelcodec.kernels.jit import inlined, kernel
 
@@ -286,20 +286,6 @@ def merge_words(symbols, numbers, low_bits, high):
         number = numbers[i]
         high[i] = ((number >> uint16(low_bits)) << uint16(15)) | uint16(symbol << uint32(low_bits)) | (number & mask)
     return OK if largest < limit else RANGE
-
-
-@kernel
-def same_bytes(x, y):
-    """Whether two arrays (u1, equally long) are equal; stops in the first KiB that is not."""
-    n = x.size
-    for first in range(0, n, 1024):
-        a, b = x[first : first + 1024], y[first : first + 1024]
-        different = uint8(0)
-        for i in range(a.size):
-            different |= a[i] ^ b[i]
-        if different:
-            return False
-    return True
 
 
 def scratch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -43,8 +43,8 @@ def _varint(data, at, end, most):
 
 
 @kernel
-def _decode(nodes, n_nodes, payload, n_payload, out, n, width, table, symbols, frequencies, work):
-    """Addresses: nodes, payload (both untrusted), out, table (scratch, _LARGEST_TABLE bytes and 64 spare), work. Returns a status, or _UNUSUAL."""
+def _decode(nodes, n_nodes, payload, n_payload, out, n, width, table, symbols, frequencies, symbols_at, frequencies_at, work):
+    """Addresses: nodes, payload (both untrusted), out, table (scratch, _LARGEST_TABLE bytes and 64 spare), those of the two arrays (u2[257]), work. Returns a status, or _UNUSUAL."""
     tail = 2 if width == 2 else 4
     if n_nodes < 12 or load_u8(nodes) != SPLIT_FLOAT or load_u8(nodes + 1) != 1 or load_u8(nodes + 3) != RANS:
         return _UNUSUAL
@@ -76,7 +76,7 @@ def _decode(nodes, n_nodes, payload, n_payload, out, n, width, table, symbols, f
     rest = payload + n_coded
     return unpack_frame(
         SPLIT2 if width == 2 else SPLIT4, s, payload, n_coded, out, rest, rest + n_rest, n, bits, lanes_log2, groups, units_a, units_b, n_escapes,
-        symbols.ctypes.data, frequencies.ctypes.data, n_symbols, escape, work,
+        symbols_at, frequencies_at, n_symbols, escape, work,
     )  # fmt: skip
 
 
@@ -96,5 +96,5 @@ def decode(frame: Array, nodes: int, payload: int, out: Array) -> bool:
     start = address_of(frame)
     table = work + NOTES + n // 8 + 64
     return bool(
-        _decode(start + nodes, payload - 12 - nodes, start + payload, frame.size - payload, address_of(out), n, width, table, *tables, work) == 0
+        _decode(start + nodes, payload - 12 - nodes, start + payload, frame.size - payload, address_of(out), n, width, table, *tables, *map(address_of, tables), work) == 0
     )

@@ -247,7 +247,10 @@ def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
         low = _low_plan(x, level)
         if low is not None:
             then["low"] = low
-    return Plan(SplitFloat(seen.cut(_LOW_BITS[dtype][level])), then)
+    low_bits = seen.cut(_LOW_BITS[dtype][level])
+    if "low" not in then and seen.bits(low_bits) + _STREAM_BITS > 16 * x.size:
+        return RAW
+    return Plan(SplitFloat(low_bits), then)
 
 
 def _low_plan(x: Array, level: int) -> Plan | None:

@@ -162,15 +162,6 @@ def merge_mask_reference(mask: Array, values: Array, fill: int, n: int) -> list[
     return [next(left) if bit else fill for bit in bits[:n]]
 
 
-def _two_arrays(source: random.Random) -> tuple[Array, Array]:
-    """Bytes, twice, mostly with a difference."""
-    x = _words(source, 1, source.choice((0, 1, 1023, 1024, 1025, source.randrange(5000))))
-    y = x.copy()
-    if x.size and source.randrange(4):
-        y[source.randrange(x.size)] ^= 1 << source.randrange(8)
-    return x, y
-
-
 # ---- palettes ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -855,7 +846,6 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.single_to_double", lambda source: _float_words(source, 4), single_to_double, widen_reference),
     KernelRow("planes.split_words", lambda source: (_some_words(source, 2, 4, 8), source.randrange(14)), split_words, split_words_reference),
     KernelRow("planes.merge_words", _symbols_and_rest, merge_words, merge_words_reference),
-    KernelRow("planes.same_bytes", _two_arrays, lambda x, y: bool(planes.same_bytes(x, y)), lambda x, y: x.tolist() == y.tolist()),
     KernelRow("frequencies.histogram", lambda source: _sampled(source, 1, 2), histogram, histogram_reference),
     KernelRow("frequencies.histogram_split", _words_to_split, histogram_split, histogram_split_reference),
     KernelRow("frequencies.normalise", _counts, normalise, normalise_reference),

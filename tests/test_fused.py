@@ -9,11 +9,11 @@ from modelcodec import frame
 from modelcodec.errors import CorruptFile
 from modelcodec.stage import FrameContext, Plan
 from modelcodec.stages import fused
-from modelcodec.stages.rans import FUSED_WORDS, Rans
+from modelcodec.stages.rans import VECTOR_WORDS, Rans
 from modelcodec.stages.split_float import SplitFloat
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
 
-SIZES = (FUSED_WORDS, FUSED_WORDS + 1, FUSED_WORDS + 63, (1 << 18) + 29, 1 << 19)
+SIZES = (300, 1001, 8 * 4096, VECTOR_WORDS, VECTOR_WORDS + 1, VECTOR_WORDS + 63, (1 << 18) + 29, 1 << 19)
 
 
 def _words(n: int, width: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_same_bytes_and_same_words(n: int, width: int, low_bits: int, table_bits
 
 
 def test_padding_of_the_planes_is_checked() -> None:
-    n = FUSED_WORDS + 1
+    n = VECTOR_WORDS + 1
     x = _words(n, 2)
     both = fused(SplitFloat.id, Rans.id)
     assert both is not None

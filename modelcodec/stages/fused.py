@@ -11,7 +11,7 @@ from modelcodec.errors import CorruptFile
 from modelcodec.kernels import planes
 from modelcodec.kernels import rans as kernels
 from modelcodec.stage import Encoded, FrameContext, Plan
-from modelcodec.stages.rans import FUSED_WORDS, Rans, Stream, lanes_for, table_for
+from modelcodec.stages.rans import Rans, Stream, lanes_for, table_for
 from modelcodec.stages.split_float import SplitFloat
 from modelcodec.types import Array
 
@@ -19,7 +19,7 @@ from modelcodec.types import Array
 def encode(x: Array, plan: Plan, context: FrameContext) -> tuple[Encoded, Encoded] | None:
     """What split_float and, for its symbols, rans would give; the first without its symbols. None where these plans or words have no fused kernel."""
     split, rans = plan.stage, plan.then.get("symbols")
-    if not isinstance(split, SplitFloat) or rans is None or not isinstance(rans.stage, Rans) or x.itemsize not in (2, 4) or x.size < FUSED_WORDS:
+    if not isinstance(split, SplitFloat) or rans is None or not isinstance(rans.stage, Rans) or x.itemsize not in (2, 4) or x.size < 2:
         return None
     s, width = split.low_bits, 1 if split.low_bits >= 7 else 2
     counts = np.zeros(max(1 << (15 - s), 256), np.int64)

@@ -20,8 +20,6 @@ WORDS_A_LANE = 1 << 12
 """Fewer words have lanes in this proportion."""
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
-FUSED_WORDS = 1 << 16
-"""From here on split_float and rans go in one pass."""
 SAMPLED_WORDS = 1 << 16
 """From here on a table may be made from a sample of at least this many words; what the sample did not see is escaped."""
 
