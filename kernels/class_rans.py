@@ -32,7 +32,7 @@ from modelcodec.kernels.memory import (
     store_u64,
     trailing_zeros,
 )
-from modelcodec.kernels.rans import Packed, _group_a, _join, _patch_escapes, _require_rest, _reversed, _split, _symbol, _word_of, pack_bound
+from modelcodec.kernels.rans import Packed, group_a, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
 from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES
 
 if arms.ARM == "avx512vbmi":
@@ -184,7 +184,7 @@ def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, en
         m = min(64, last - base)
         note = uint64(0)
         for t in range(64):
-            word = _word_of(t, lanes_log2)
+            word = word_of(t, lanes_log2)
             if word >= m:
                 continue
             state = states + 4 * (t & lanes)
@@ -204,7 +204,7 @@ def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, en
             store_u16(work + BLOCK + 2 * word, 0 if escaped else symbol)
             note |= uint64(escaped) << uint64(word)
         store_u64(work + NOTES + (base >> 3), note)
-        _join(kind, s, out, rest, low, n, base, m, work)
+        join_block(kind, s, out, rest, low, n, base, m, work)
     return units
 
 
@@ -227,7 +227,7 @@ def _unpack(
     middle = payload + 2 * units_a
     initial = middle + 2 * units_b
     copy(work + STATES, initial, 4 * n_states)
-    n_a = _group_a(n, groups)
+    n_a = group_a(n, groups)
     done, a, b = 0, payload, middle
     most = (1 << (15 - s)) - 1 if kind >= SPLIT2 else (1 << (8 * width)) - 1
     if lanes_log2 == 6 and largest <= most:  # only a symbol that comes up is an error, so foreign tables with more of them are left to scalar code
@@ -247,7 +247,7 @@ def _unpack(
         for i in range(n & 63, ((n & 63) + 7) & ~7):
             if load_u16(work + NUMBERS + 2 * i):
                 return _PADDING
-    return _patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
+    return patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
 
 
 # Packing
@@ -261,10 +261,10 @@ def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, en
         m = min(64, last - base)
         note = uint64(0)
         for t in range(63, -1, -1):
-            word = _word_of(t, lanes_log2)
+            word = word_of(t, lanes_log2)
             if word >= m:
                 continue
-            symbol = min(_symbol(words, kind, s, base + word), ESCAPE)
+            symbol = min(symbol_of(words, kind, s, base + word), ESCAPE)
             entry = load_u64(entries + 8 * (load_u8(classes + base + word) << 10 | symbol))
             fields = int64(entry & uint64(0xFFFFFFFF))
             note |= uint64(fields >> 31) << uint64(word)
@@ -280,7 +280,7 @@ def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, en
             store_u32(state, x + (fields >> 11 & 4095) + q * ((1 << bits) - f))
         store_u64(work + NOTES + (base >> 3), note)
         if kind >= SPLIT2:
-            _split(kind, s, words, rest, low, n, base, m, work)
+            split_block(kind, s, words, rest, low, n, base, m, work)
     return units
 
 
@@ -291,7 +291,7 @@ def _pack(kind, s, words, out, rest, low, n, lanes_log2, groups, row_scales, col
     n_states = groups << lanes_log2
     for i in range(n_states):
         store_u32(work + STATES + 4 * i, 65536)
-    n_a = _group_a(n, groups)
+    n_a = group_a(n, groups)
     classes = work + NOTES + ((n + 511) >> 9 << 6)
     _map_classes(row_scales, column_scales, columns, class_of, at, n, classes)
     area_a = classes + n + SPARE
@@ -309,14 +309,14 @@ def _pack(kind, s, words, out, rest, low, n, lanes_log2, groups, row_scales, col
             a, b = (a, units) if group else (units, b)
     to = out
     for group in range(groups):
-        to = _reversed(to, area_b if group else area_a, b if group else a)
+        to = reversed_units(to, area_b if group else area_a, b if group else a)
     copy(to, work + STATES, 4 * n_states)
     to += 4 * n_states
     n_escapes = int64(0)
     for i in range((n + 63) >> 6):
         note = load_u64(work + NOTES + 8 * i)
         while note:
-            symbol = _symbol(words, kind, s, 64 * i + trailing_zeros(note))
+            symbol = symbol_of(words, kind, s, 64 * i + trailing_zeros(note))
             note &= note - uint64(1)
             if width == 1:
                 store_u8(to + n_escapes, symbol)
@@ -383,7 +383,7 @@ def unpack_split(
     rest: u1, bit planes. low: u2, for `out` of u4 only.
     """
     flat(payload, (1,)), flat(out, (2, 4))
-    kind = _require_rest(out, s, rest, low)
+    kind = require_rest(out, s, rest, low)
     low_at = 0 if low is None else address_of(low)
     return _call_unpack(kind, s, payload, (units_a, units_b), n_escapes, lanes_log2, groups, classes, first, out, address_of(rest), low_at)
 
@@ -410,7 +410,7 @@ def pack(x: Array, lanes_log2: int, groups: int, classes: Classes, first: int, o
 
 def pack_split(words: Array, s: int, lanes_log2: int, groups: int, classes: Classes, first: int, out: Array, rest: Array, low: Array | None) -> Packed:
     """split_float and `pack` of its symbols in one: words are u2 or u4, `rest` (u1) gets the bit planes, `low` (u2, for u4 only) the low halves."""
-    kind = _require_rest(flat(words, (2, 4)), s, rest, low)
+    kind = require_rest(flat(words, (2, 4)), s, rest, low)
     require(rest.flags.writeable and (low is None or low.flags.writeable), "rest or low is read-only")
     low_at = 0 if low is None else address_of(low)
     return _call_pack(kind, s, words, 1 if s >= 7 else 2, lanes_log2, groups, classes, first, out, address_of(rest), low_at)

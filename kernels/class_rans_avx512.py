@@ -11,29 +11,16 @@ from numba.types import int64
 
 from modelcodec.kernels.frequencies import SPLIT2, SPLIT4, U1
 from modelcodec.kernels.jit import piece
-from modelcodec.kernels.rans_avx512 import (
-    _BACKWARDS,
-    _BYTES_A_ROUND,
-    _block,
-    _high_product,
-    _i64,
-    _join_u32,
-    _load_states,
-    _narrow,
-    _plane_places,
-    _Planes,
-    _prepare_rest,
-    _renormalise,
-    _split_u32,
-    _store_rest,
-    _store_states,
-    _store_words,
-    _widen,
-)
+from modelcodec.kernels.rans_avx512 import BACKWARDS, BYTES_A_ROUND, high_product, load_states, prepare_rest, renormalise, store_states, store_words
 from modelcodec.kernels.rans_layout import HALVES, NOTES, NUMBERS, ROUNDS_AT_ONCE, STATES
+from modelcodec.kernels.rans_words import Planes, block_places, join_u32, narrow_words, plane_places, split_u32, store_rest, widen_words
 from modelcodec.kernels.simd import Vector, compress, emit, fence, load, loop, offset, permute2, splat, store
 
 _ESCAPE = 1023
+
+
+def _i64(number: int) -> Any:
+    return ir.Constant(ir.IntType(64), number)
 
 
 @emit(types.void(*(int64,) * 5))
@@ -79,7 +66,7 @@ _IN_ORDER = [2 * (j // 4) + (j % 4 >> 1) + 32 * (j & 1) for j in range(64)]
 """Where the words of a round are, in their order, among the u16s of vectors 0 and 2, then of 1 and 3."""
 
 
-@emit(types.UniTuple(int64, 3)(*(int64,) * 8, _Planes, *(int64,) * 7))
+@emit(types.UniTuple(int64, 3)(*(int64,) * 8, Planes, *(int64,) * 7))
 def _unpack_loop(
     builder: Any, a: Any, b: Any, limit: Any, count: Any, k_a: Any, k_b: Any, to_a: Any, to_b: Any, planes: Any,
     s: Any, r: Any, bits: Any, entries: Any, classes: Any, work: Any, states_b: Any,
@@ -90,14 +77,14 @@ def _unpack_loop(
         shift, mask = splat(builder, bits, 32, 16), splat(builder, builder.sub(builder.shl(_i64(1), bits), _i64(1)), 32, 16)
         of_word = _classes(builder, classes, k).of(32)
         found = [_gather(builder, entries, (of_word >> 8 * v & 255) << shift | x & mask, 4) for v, x in enumerate(xs)]
-        moved, units = _renormalise(builder, [(x >> shift) * (entry & 2047) + (entry >> 11 & 2047) for x, entry in zip(xs, found, strict=True)], units)
+        moved, units = renormalise(builder, [(x >> shift) * (entry & 2047) + (entry >> 11 & 2047) for x, entry in zip(xs, found, strict=True)], units)
         even, odd = (found[v] >> 22 | found[v + 2] >> 22 << 16 for v in (0, 1))
         symbols = [even.of(16).pick(_IN_ORDER[half : half + 32], odd.of(16)) for half in (0, 32)]
         escapes = [x.equals(_ESCAPE) for x in symbols]
         _keep_note(builder, work, k, builder.or_(escapes[0].as_number(), builder.shl(escapes[1].as_number(), _i64(32))))
         up, nothing = splat(builder, s, 16, 32), symbols[0].each([0] * 32)
         placed = [escape.where(nothing, x) << up for escape, x in zip(escapes, symbols, strict=True)]
-        _store_words(builder, to, placed, _block(builder, planes, k), work)
+        store_words(builder, to, placed, block_places(builder, planes, k), work)
         fence(builder)
         return moved, units
 
@@ -113,9 +100,9 @@ def _unpack_loop(
         second, b = one(states[4:], b, builder.add(k_b, i), builder.add(to_b, at))
         return *first, *second, a, b, builder.add(i, _i64(1))
 
-    _prepare_rest(builder, s, r, work)
-    *states, a, b, i = loop(builder, [*_load_states(builder, work, states_b), a, b, _i64(0)], more, body)
-    _store_states(builder, work, states_b, states)
+    prepare_rest(builder, s, r, work)
+    *states, a, b, i = loop(builder, [*load_states(builder, work, states_b), a, b, _i64(0)], more, body)
+    store_states(builder, work, states_b, states)
     return i, a, b
 
 
@@ -129,9 +116,9 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
     if groups == 2:
         whole, b, k_b, states_b = (n - n_a) >> 6, middle, n_a >> 6, work + STATES + 256
     a, done = payload, int64(0)
-    limit = payload_end - _BYTES_A_ROUND
+    limit = payload_end - BYTES_A_ROUND
     r = s + 1 if kind >= SPLIT2 else 0
-    planes = _plane_places(rest, n, r, work + NUMBERS)
+    planes = plane_places(rest, n, r, work + NUMBERS)
     direct = U1 < kind < SPLIT4
     at_once = whole if direct else ROUNDS_AT_ONCE
     go_on = True
@@ -145,9 +132,9 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
             for k, halves in ((k_a, to_a), (l_b, to_b)):
                 for j in range(i):
                     if kind == U1:
-                        _narrow(out + 64 * (k + j), halves + 128 * j)
+                        narrow_words(out + 64 * (k + j), halves + 128 * j)
                     else:
-                        _join_u32(out + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
+                        join_u32(out + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
         done += i
         go_on = i == count
     return done, a, b if groups == 2 else middle
@@ -159,7 +146,7 @@ _EVEN_ODD_BACKWARDS = [[63 - 2 * j - odd for j in range(32)] for odd in (0, 1)]
 """The words of a round, the last one first, as u16s of vectors 0 and 2, then of 1 and 3."""
 
 
-@emit(types.UniTuple(int64, 2)(*(int64,) * 7, _Planes, *(int64,) * 8))
+@emit(types.UniTuple(int64, 2)(*(int64,) * 7, Planes, *(int64,) * 8))
 def _pack_loop(
     builder: Any, a: Any, b: Any, count: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any,
     s: Any, r: Any, sign: Any, bits: Any, entries: Any, classes: Any, work: Any, states_b: Any,
@@ -174,7 +161,7 @@ def _pack_loop(
         magnitude = splat(builder, builder.xor(sign, _i64(65535)), 16, 32)
         words = [load(builder, offset(builder, source, half), 16, 32) for half in (0, 64)]
         symbols = [((word & magnitude) >> shift).least(_ESCAPE) for word in words]
-        _store_rest(builder, _block(builder, planes, k), r, [word & below | (word >> 15) << shift for word in words])
+        store_rest(builder, block_places(builder, planes, k), r, [word & below | (word >> 15) << shift for word in words])
         even, odd = (symbols[0].pick(order, symbols[1]).of(32) for order in _EVEN_ODD_BACKWARDS)
         of_word = _classes(builder, classes, k).pick(range(63, -1, -1)).of(32)
         total, top = splat(builder, builder.shl(_i64(1), bits), 32, 16), splat(builder, builder.sub(_i64(32), bits), 32, 16)
@@ -190,7 +177,7 @@ def _pack_loop(
             store(units, compress(x, full).narrow(16))
             units = builder.add(units, builder.shl(builder.ctpop(full.as_number()), _i64(1)))
             x = full.where(x >> 16, x)
-            q = _high_product(x, m) >> (entry >> 23 & 31)
+            q = high_product(x, m) >> (entry >> 23 & 31)
             q = (x - q * f).top_bit().where(q - 1, q)
             result.append(x + (entry >> 11 & 4095) + q * (total - f))
         _keep_note(builder, work, k, escapes.of(8).pick(range(63, -1, -1)).top_bit().as_number())
@@ -208,8 +195,8 @@ def _pack_loop(
         second, b = one(states[4:], b, builder.add(k_b, i), builder.add(from_b, at))
         return *first, *second, a, b, i
 
-    *states, a, b, _ = loop(builder, [*_load_states(builder, work, states_b, *_BACKWARDS), a, b, count], more, body)
-    _store_states(builder, work, states_b, states, *_BACKWARDS)
+    *states, a, b, _ = loop(builder, [*load_states(builder, work, states_b, *BACKWARDS), a, b, count], more, body)
+    store_states(builder, work, states_b, states, *BACKWARDS)
     return a, b
 
 
@@ -223,7 +210,7 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, entries,
         b = a
     split = kind >= SPLIT2
     r, sign = (s + 1, 32768) if split else (0, 0)
-    planes = _plane_places(rest, n, r, work + NUMBERS)
+    planes = plane_places(rest, n, r, work + NUMBERS)
     direct = U1 < kind < SPLIT4
     at_once = whole if direct else ROUNDS_AT_ONCE
     left = whole
@@ -237,8 +224,8 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, entries,
             for k, halves in ((k_a, from_a), (l_b, from_b)):
                 for j in range(count):
                     if kind == U1:
-                        _widen(words + 64 * (k + j), halves + 128 * j)
+                        widen_words(words + 64 * (k + j), halves + 128 * j)
                     else:
-                        _split_u32(words + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
+                        split_u32(words + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
         a, b = _pack_loop(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, sign, bits, entries, classes, work, states_b)
     return left, a, b if groups == 2 else unused

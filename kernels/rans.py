@@ -85,13 +85,13 @@ class Packed:
 
 
 @piece(int64(int64, int64))
-def _group_a(n, groups):
+def group_a(n, groups):
     """Words of group A."""
     return n if groups == 1 else min(n, 64 * ((((n + 63) >> 6) + 1) >> 1))
 
 
 @piece(int64(int64, int64))
-def _word_of(t, lanes_log2):
+def word_of(t, lanes_log2):
     """The word, within 64, that comes t-th in the order in which lanes take units."""
     return ((t & 15) << 2) | (t >> 4) if lanes_log2 == 6 else t
 
@@ -155,7 +155,7 @@ def _put_rest_numbers(rest, n, first, m, bits, numbers):
 
 
 @piece(types.void(*(int64,) * 9))
-def _join(kind, s, out, rest, low, n, first, m, work):
+def join_block(kind, s, out, rest, low, n, first, m, work):
     """Store m words, from word `first` on, whose symbols lie in BLOCK."""
     if kind == U1:
         for i in range(m):
@@ -175,7 +175,7 @@ def _join(kind, s, out, rest, low, n, first, m, work):
 
 
 @piece(int64(*(int64,) * 4))
-def _symbol(words, kind, s, i):
+def symbol_of(words, kind, s, i):
     """The symbol of word i."""
     if kind == U1:
         return load_u8(words + i)
@@ -185,7 +185,7 @@ def _symbol(words, kind, s, i):
 
 
 @piece(types.void(*(int64,) * 9))
-def _split(kind, s, words, rest, low, n, first, m, work):
+def split_block(kind, s, words, rest, low, n, first, m, work):
     """Write the rest and the low part of m words, from word `first` on."""
     below = (1 << s) - 1
     fill(work + NUMBERS, 0, 128)
@@ -209,7 +209,7 @@ def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, es
         m = min(64, last - base)
         note = uint64(0)
         for t in range(64):
-            word = _word_of(t, lanes_log2)
+            word = word_of(t, lanes_log2)
             if word >= m:
                 continue
             state = states + 4 * (t & lanes)
@@ -226,12 +226,12 @@ def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, es
             store_u16(work + BLOCK + 2 * word, load_u16(work + VALUE + 2 * rank))
             note |= uint64(rank == escape_rank) << uint64(word)
         store_u64(work + NOTES + (base >> 3), note)
-        _join(kind, s, out, rest, low, n, base, m, work)
+        join_block(kind, s, out, rest, low, n, base, m, work)
     return units
 
 
 @piece(int64(*(int64,) * 7))
-def _patch_escapes(kind, s, out, n, escaped, n_escapes, work):
+def patch_escapes(kind, s, out, n, escaped, n_escapes, work):
     """Put the untrusted escaped words where the notes say; their own symbols were decoded as 0."""
     k = int64(0)
     for i in range((n + 63) >> 6):
@@ -276,7 +276,7 @@ def unpack_frame(
     middle = payload + 2 * units_a
     initial = middle + 2 * units_b
     copy(work + STATES, initial, 4 * n_states)
-    n_a = _group_a(n, groups)
+    n_a = group_a(n, groups)
     done, a, b = 0, payload, middle
     if lanes_log2 == 6:
         done, a, b = unpack_rounds(kind, s, payload, payload + n_payload, middle, out, rest, low, n, n_a, bits, groups, n_symbols, escape, work)
@@ -293,7 +293,7 @@ def unpack_frame(
         for i in range(n & 63, ((n & 63) + 7) & ~7):
             if load_u16(work + NUMBERS + 2 * i):
                 return _PADDING
-    return _patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
+    return patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
 
 
 @kernel
@@ -319,10 +319,10 @@ def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, n_
         m = min(64, last - base)
         note = uint64(0)
         for t in range(63, -1, -1):
-            word = _word_of(t, lanes_log2)
+            word = word_of(t, lanes_log2)
             if word >= m:
                 continue
-            rank = load_u16(work + RANK + 2 * _symbol(words, kind, s, base + word))
+            rank = load_u16(work + RANK + 2 * symbol_of(words, kind, s, base + word))
             if rank == n_symbols:
                 if escape == 0:
                     return int64(0)
@@ -340,12 +340,12 @@ def _pack_blocks(kind, s, words, rest, low, n, first, last, bits, lanes_log2, n_
             store_u32(state, (q << bits) + x - q * f + load_u16(work + START + 2 * rank))
         store_u64(work + NOTES + (base >> 3), note)
         if kind >= SPLIT2:
-            _split(kind, s, words, rest, low, n, base, m, work)
+            split_block(kind, s, words, rest, low, n, base, m, work)
     return units
 
 
 @piece(int64(int64, int64, int64))
-def _reversed(to, source, end):
+def reversed_units(to, source, end):
     """Copy u16s from `source` up to `end` in reverse; returns the place after them."""
     n = (end - source) >> 1
     for i in range(n):
@@ -376,7 +376,7 @@ def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symb
     n_states = groups << lanes_log2
     for i in range(n_states):
         store_u32(work + STATES + 4 * i, 65536)
-    n_a = _group_a(n, groups)
+    n_a = group_a(n, groups)
     area_a = work + NOTES + ((n + 511) >> 9 << 6)
     area_b = area_a + 2 * n_a + 128
     whole = (n - n_a if groups == 2 else n_a) >> 6 if lanes_log2 == 6 and exact else 0
@@ -395,14 +395,14 @@ def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symb
             return _SYMBOL, 0, 0, 0
     at = out
     for group in range(groups):
-        at = _reversed(at, area_b if group else area_a, b if group else a)
+        at = reversed_units(at, area_b if group else area_a, b if group else a)
     copy(at, work + STATES, 4 * n_states)
     at += 4 * n_states
     n_escapes = int64(0)
     for i in range((n + 63) >> 6):
         note = load_u64(work + NOTES + 8 * i)
         while note:
-            symbol = _symbol(words, kind, s, 64 * i + trailing_zeros(note))
+            symbol = symbol_of(words, kind, s, 64 * i + trailing_zeros(note))
             note &= note - uint64(1)
             if width == 1:
                 store_u8(at + n_escapes, symbol)
@@ -434,7 +434,7 @@ def _require_lanes(n: int, lanes_log2: int, groups: int, table: Table) -> None:
     )
 
 
-def _require_rest(words: Array, s: int, rest: Array, low: Array | None) -> int:
+def require_rest(words: Array, s: int, rest: Array, low: Array | None) -> int:
     """The kind of these words, once rest and low are known to have their sizes; the address of `low` may be taken from any array where there is none."""
     width, n = words.dtype.itemsize, words.size
     require(0 <= s <= 13, "s is not between 0 and 13")
@@ -478,7 +478,7 @@ def unpack_split(
     rest: u1, bit planes. low: u2, for `out` of u4 only.
     """
     flat(payload, (1,)), flat(out, (2, 4))
-    kind = _require_rest(out, s, rest, low)
+    kind = require_rest(out, s, rest, low)
     return _call_unpack(
         kind, s, payload, (units_a, units_b), n_escapes, table, lanes_log2, groups, out, address_of(rest), 0 if low is None else address_of(low)
     )
@@ -505,7 +505,7 @@ def pack(x: Array, table: Table, lanes_log2: int, groups: int, out: Array) -> Pa
 
 def pack_split(words: Array, s: int, table: Table, lanes_log2: int, groups: int, out: Array, rest: Array, low: Array | None) -> Packed:
     """split_float and `pack` of its symbols in one: words are u2 or u4, `rest` (u1) gets the bit planes, `low` (u2, for u4 only) the low halves."""
-    kind = _require_rest(flat(words, (2, 4)), s, rest, low)
+    kind = require_rest(flat(words, (2, 4)), s, rest, low)
     require(rest.flags.writeable and (low is None or low.flags.writeable), "rest or low is read-only")
     return _call_pack(kind, s, words, 1 if s >= 7 else 2, table, lanes_log2, groups, out, address_of(rest), 0 if low is None else address_of(low))
 

@@ -38,11 +38,11 @@ from modelcodec.kernels.rans_layout import (
     STATES,
     VALUE,
 )  # fmt: skip
-from modelcodec.kernels.rans_words import _block, _join_u32, _narrow, _plane_places, _Planes, _planes, _split_u32, _store_rest, _widen
+from modelcodec.kernels.rans_words import Planes, block_places, join_u32, narrow_words, plane_masks, plane_places, split_u32, store_rest, widen_words
 from modelcodec.kernels.simd import Vector, bit_fields, compress, emit, expand, fence, load, loop, offset, permute, permute2, splat, store
 
 _I64 = ir.IntType(64)
-_BYTES_A_ROUND = 128
+BYTES_A_ROUND = 128
 """A round takes at most this many bytes of units and, loading whole vectors, touches no more."""
 
 
@@ -96,9 +96,9 @@ def _part(even: Vector, odd: Vector, v: int) -> Vector:
 # Split words: symbol and rest in 16 bits
 
 
-def _prepare_rest(builder: Any, s: Any, r: Any, work: Any) -> None:
+def prepare_rest(builder: Any, s: Any, r: Any, work: Any) -> None:
     """Write what `_rest_words` needs and does not change in a loop. It comes from memory there, since registers are better kept for states."""
-    there, low = _planes(builder, r)
+    there, low = plane_masks(builder, r)
     deep = builder.icmp_unsigned(">=", s, _i64(8))
     below = builder.sub(builder.shl(_i64(1), s), _i64(1))
     nothing, all8 = _i64(0), _i64(255)
@@ -141,22 +141,22 @@ def _state_places(builder: Any, work: Any, states_b: Any, order: Sequence[int]) 
     return [offset(builder, place, 64 * v) for place in (offset(builder, work, STATES), states_b) for v in order]
 
 
-def _load_states(builder: Any, work: Any, states_b: Any, order: Sequence[int] = range(4), places: Sequence[int] = range(16)) -> list[Vector]:
+def load_states(builder: Any, work: Any, states_b: Any, order: Sequence[int] = range(4), places: Sequence[int] = range(16)) -> list[Vector]:
     return [load(builder, at, 32, 16).pick(places) for at in _state_places(builder, work, states_b, order)]
 
 
-def _store_states(builder: Any, work: Any, states_b: Any, states: Sequence[Vector], order: Sequence[int] = range(4), places: Sequence[int] = range(16)) -> None:
+def store_states(builder: Any, work: Any, states_b: Any, states: Sequence[Vector], order: Sequence[int] = range(4), places: Sequence[int] = range(16)) -> None:
     for at, x in zip(_state_places(builder, work, states_b, order), states, strict=True):
         store(at, x.pick(places))
 
 
-_BACKWARDS = range(3, -1, -1), range(15, -1, -1)
+BACKWARDS = range(3, -1, -1), range(15, -1, -1)
 
 
 # Unpacking
 
 
-def _renormalise(builder: Any, states: Sequence[Vector], units: Any) -> tuple[list[Vector], Any]:
+def renormalise(builder: Any, states: Sequence[Vector], units: Any) -> tuple[list[Vector], Any]:
     """States below 2^16 take a unit each, in the order of the lanes."""
     lows = [x.below(1 << 16) for x in states]
     counts = [builder.ctpop(low.as_number()) for low in lows]
@@ -184,26 +184,26 @@ def _two_rounds_of_256(bfloat16: bool) -> Any:
         for xs, units, f, bias in zip(groups, (a, b), by_slot[0], by_slot[1], strict=True):
             f, bias = f.of(32), bias.of(32)
             moved = [(x >> 8) * (f >> 8 * v & 255) + (bias >> 8 * v & 255) for v, x in enumerate(xs)]
-            moved, units = _renormalise(builder, moved, units)
+            moved, units = renormalise(builder, moved, units)
             result += moved
             places.append(units)
         values = load(builder, offset(builder, work, VALUE), 16, 64).narrow(8)
         for rank, k, to in zip(by_slot[2], (k_a, k_b), (to_a, to_b), strict=True):
             _note(builder, work, k, rank.equals(splat(builder, escape, 8, 64)))
             if bfloat16:
-                number = load(builder, _block(builder, planes, k)[0], 8, 64)
+                number = load(builder, block_places(builder, planes, k)[0], 8, 64)
                 low, high = permute(values << 7, rank) | number & 127, permute(values >> 1, rank) | number & 128
                 for half in (0, 32):
                     store(offset(builder, to, 2 * half), low.pick([x for j in range(half, half + 32) for x in (j, 64 + j)], high))
             else:
                 ranks = [rank.pick(range(half, half + 32)).widen(16) for half in (0, 32)]
-                _store_words(builder, to, _lookup_u16(builder, offset(builder, work, SHIFTED), 64, ranks), _block(builder, planes, k), work)
+                store_words(builder, to, _lookup_u16(builder, offset(builder, work, SHIFTED), 64, ranks), block_places(builder, planes, k), work)
         return *result, *places
 
     return rounds
 
 
-def _store_words(builder: Any, to: Any, symbols: Sequence[Vector], planes: Sequence[Any], work: Any) -> None:
+def store_words(builder: Any, to: Any, symbols: Sequence[Vector], planes: Sequence[Any], work: Any) -> None:
     """64 words of 16 bits from their symbols, which stand in place already, and the places of their rest."""
     for half, symbol, rest in zip((0, 64), symbols, _rest_words(builder, planes, work), strict=True):
         store(offset(builder, to, half), symbol | rest)
@@ -222,12 +222,12 @@ def _two_rounds(n_slots: int, n_ranks: int) -> Any:
         f = _lookup_u16(builder, offset(builder, work, FREQUENCY), n_ranks, split)
         start = _lookup_u16(builder, offset(builder, work, START), n_ranks, split)
         bias = even.of(16) - start[0], odd.of(16) - start[1]
-        moved, units = _renormalise(builder, [(x >> shift) * _part(f[0], f[1], v) + _part(bias[0], bias[1], v) for v, x in enumerate(xs)], units)
+        moved, units = renormalise(builder, [(x >> shift) * _part(f[0], f[1], v) + _part(bias[0], bias[1], v) for v, x in enumerate(xs)], units)
         fence(builder)
         even, odd = _lookup_u16(builder, offset(builder, work, SHIFTED), n_ranks, split)
         order = [2 * (j // 4) + (j % 4 >> 1) + 32 * (j & 1) for j in range(64)]
         _note(builder, work, k, rank.equals(splat(builder, escape, 8, 64)))
-        _store_words(builder, to, [even.pick(order[:32], odd), even.pick(order[32:], odd)], _block(builder, planes, k), work)
+        store_words(builder, to, [even.pick(order[:32], odd), even.pick(order[32:], odd)], block_places(builder, planes, k), work)
         fence(builder)
         return moved, units
 
@@ -240,7 +240,7 @@ def _two_rounds(n_slots: int, n_ranks: int) -> Any:
 
 
 def _unpack_loop(two_rounds: Any) -> Any:
-    @emit(types.UniTuple(int64, 3)(*(int64,) * 8, _Planes, *(int64,) * 6))
+    @emit(types.UniTuple(int64, 3)(*(int64,) * 8, Planes, *(int64,) * 6))
     def rounds(
         builder: Any, a: Any, b: Any, limit: Any, count: Any, k_a: Any, k_b: Any, to_a: Any, to_b: Any, planes: Any,
         s: Any, r: Any, bits: Any, escape: Any, work: Any, states_b: Any,
@@ -258,9 +258,9 @@ def _unpack_loop(two_rounds: Any) -> Any:
             k_places = builder.add(k_a, i), builder.add(k_b, i), builder.add(to_a, at), builder.add(to_b, at)
             return *two_rounds(builder, states, a, b, *k_places, planes, bits, escape, work), builder.add(i, _i64(1))
 
-        _prepare_rest(builder, s, r, work)
-        *states, a, b, i = loop(builder, [*_load_states(builder, work, states_b), a, b, _i64(0)], more, body)
-        _store_states(builder, work, states_b, states)
+        prepare_rest(builder, s, r, work)
+        *states, a, b, i = loop(builder, [*load_states(builder, work, states_b), a, b, _i64(0)], more, body)
+        store_states(builder, work, states_b, states)
         return i, a, b
 
     return rounds
@@ -288,10 +288,10 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
         store_u8(work + BY_SLOT + 256 + slot, slot - load_u16(work + START + 2 * rank))
     for rank in range(n_symbols + (escape > 0)):
         store_u16(work + SHIFTED + 2 * rank, load_u16(work + VALUE + 2 * rank) << s)
-    limit = payload_end - _BYTES_A_ROUND
+    limit = payload_end - BYTES_A_ROUND
     split = kind >= SPLIT2
     r = s + 1 if split else 0
-    planes = _plane_places(rest, n, r, work + NUMBERS)
+    planes = plane_places(rest, n, r, work + NUMBERS)
     direct = U1 < kind < SPLIT4
     at_once = whole if direct else ROUNDS_AT_ONCE
     go_on = True
@@ -315,9 +315,9 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
             for k, halves in ((k_a, to_a), (l_b, to_b)):
                 for j in range(i):
                     if kind == U1:
-                        _narrow(out + 64 * (k + j), halves + 128 * j)
+                        narrow_words(out + 64 * (k + j), halves + 128 * j)
                     else:
-                        _join_u32(out + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
+                        join_u32(out + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
         done += i
         go_on = i == count
     return done, a, b if groups == 2 else middle
@@ -342,7 +342,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
             near = [x.least(n_near - 1) for x in near]
             lows.append(near[0].narrow(8).pick(range(64), near[1].narrow(8)))
             highs.append((near[0] >> 8).narrow(8).pick(range(64), (near[1] >> 8).narrow(8)) if n_near > 256 else lows[-1])
-            _store_rest(builder, _block(builder, planes, k), r, [word & below | (word >> 15) << shift for word in words])
+            store_rest(builder, block_places(builder, planes, k), r, [word & below | (word >> 15) << shift for word in words])
         ranks = _lookup_u8(builder, offset(builder, work, NEAR_RANK), n_near, lows, highs)
         for rank, k in zip(ranks, (k_a, k_b), strict=True):
             escaped = rank.equals(splat(builder, escape, 8, 64))
@@ -366,7 +366,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
                 store(units, compress(x, full).narrow(16))
                 units = builder.add(units, builder.shl(builder.ctpop(full.as_number()), _i64(1)))
                 x = full.where(x >> 16, x)
-                q = _high_product(x, m) >> more
+                q = high_product(x, m) >> more
                 result.append(x + bias + q * (total - f))
             places.append(units)
         return *result, *places, escapes
@@ -374,7 +374,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
     return rounds
 
 
-def _high_product(x: Vector, y: Vector) -> Vector:
+def high_product(x: Vector, y: Vector) -> Vector:
     """The upper halves of the lanes' products."""
     even = (x.of(64) & 0xFFFFFFFF) * (y.of(64) & 0xFFFFFFFF) >> 32
     odd = (x.of(64) >> 32) * (y.of(64) >> 32) & 0xFFFFFFFF00000000
@@ -382,7 +382,7 @@ def _high_product(x: Vector, y: Vector) -> Vector:
 
 
 def _pack_loop(two_rounds: Any) -> Any:
-    @emit(types.Tuple((int64, int64, uint64))(*(int64,) * 7, _Planes, *(int64,) * 8))
+    @emit(types.Tuple((int64, int64, uint64))(*(int64,) * 7, Planes, *(int64,) * 8))
     def rounds(
         builder: Any, a: Any, b: Any, count: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any,
         s: Any, r: Any, mask: Any, first: Any, bits: Any, escape: Any, work: Any, states_b: Any,
@@ -399,8 +399,8 @@ def _pack_loop(two_rounds: Any) -> Any:
             places = builder.add(k_a, i), builder.add(k_b, i), builder.add(from_a, at), builder.add(from_b, at)
             return *two_rounds(builder, states, a, b, escapes, *places, planes, s, r, mask, first, bits, escape, work), i
 
-        *states, a, b, escapes, _ = loop(builder, [*_load_states(builder, work, states_b, *_BACKWARDS), a, b, _i64(0), count], more, body)
-        _store_states(builder, work, states_b, states, *_BACKWARDS)
+        *states, a, b, escapes, _ = loop(builder, [*load_states(builder, work, states_b, *BACKWARDS), a, b, _i64(0), count], more, body)
+        store_states(builder, work, states_b, states, *BACKWARDS)
         return a, b, escapes
 
     return rounds
@@ -441,7 +441,7 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbol
         b = a
     split = kind >= SPLIT2
     r, mask = (s + 1, 32767) if split else (0, 65535)
-    planes = _plane_places(rest, n, r, work + NUMBERS)
+    planes = plane_places(rest, n, r, work + NUMBERS)
     direct = U1 < kind < SPLIT4
     at_once = whole if direct else ROUNDS_AT_ONCE
     escapes = uint64(0)
@@ -456,9 +456,9 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbol
             for k, halves in ((k_a, from_a), (l_b, from_b)):
                 for j in range(count):
                     if kind == U1:
-                        _widen(words + 64 * (k + j), halves + 128 * j)
+                        widen_words(words + 64 * (k + j), halves + 128 * j)
                     else:
-                        _split_u32(words + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
+                        split_u32(words + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
         if spread < 128 and n_symbols < 64:
             a, b, found = _pack_128(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, mask, first, bits, n_symbols, work, states_b)
         else:

@@ -21,7 +21,18 @@ from modelcodec.kernels.frequencies import SPLIT2, SPLIT4, U1, reciprocal
 from modelcodec.kernels.jit import piece
 from modelcodec.kernels.memory import load_u16, store_u32, store_u64
 from modelcodec.kernels.rans_layout import ENTRIES, FREQUENCY, HALVES, NOTES, NUMBERS, ROUNDS_AT_ONCE, START, STATES, VALUE
-from modelcodec.kernels.rans_words import _block, _join_u32, _joined, _joined_bfloat16, _narrow, _plane_places, _Planes, _split_u32, _store_rest, _widen
+from modelcodec.kernels.rans_words import (
+    Planes,
+    block_places,
+    join_u32,
+    joined_bfloat16,
+    joined_words,
+    narrow_words,
+    plane_places,
+    split_u32,
+    store_rest,
+    widen_words,
+)
 from modelcodec.kernels.simd import Vector, element, emit, load, loop, offset, opaque, splat, store, unsigned
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -117,7 +128,7 @@ def _state_loop(step: Step) -> Any:
 
 
 def _word_loop(by_rank: bool, join: Callable[..., list[Vector]]) -> Any:
-    @emit(types.void(*(int64,) * 4, _Planes, *(int64,) * 6))
+    @emit(types.void(*(int64,) * 4, Planes, *(int64,) * 6))
     def rounds(
         builder: Any, codes: Any, count: Any, k: Any, to: Any, planes: Any, s: Any, r: Any, bits: Any, first: Any, escape: Any, work: Any
     ) -> None:  # fmt: skip
@@ -135,7 +146,7 @@ def _word_loop(by_rank: bool, join: Callable[..., list[Vector]]) -> Any:
                 symbols = [_values(builder, code, work) for code in found]
             else:
                 symbols = [is_escape.where(code.each([0] * 16), code + base) for code, is_escape in zip(found, escaped, strict=True)]
-            for part, word in enumerate(join(builder, symbols, _block(builder, planes, at), s, r)):
+            for part, word in enumerate(join(builder, symbols, block_places(builder, planes, at), s, r)):
                 store(offset(builder, element(builder, to, 128, i), 32 * part), word)
 
         _loop_over(builder, count, body)
@@ -153,7 +164,7 @@ def _values(builder: Any, ranks: Vector, work: Any) -> Vector:
     return Vector(builder, result)
 
 
-_words_bfloat16, _words, _words_by_rank = _word_loop(False, _joined_bfloat16), _word_loop(False, _joined), _word_loop(True, _joined)
+_words_bfloat16, _words, _words_by_rank = _word_loop(False, joined_bfloat16), _word_loop(False, joined_words), _word_loop(True, joined_words)
 
 
 @piece(int64(*(int64,) * 4))
@@ -188,7 +199,7 @@ def decoder(step: Step) -> Any:
         """`count` rounds of a group from the k-th 64 words on, fewer where units run out. Returns rounds, place after the units."""
         split = kind >= SPLIT2
         r = s + 1 if split else 0
-        planes = _plane_places(rest, n, r, work + NUMBERS)
+        planes = plane_places(rest, n, r, work + NUMBERS)
         codes = work + HALVES
         done, i, now = int64(0), int64(0), int64(0)
         while i == now and done < count:
@@ -204,10 +215,10 @@ def decoder(step: Step) -> Any:
                 _words_by_rank(codes, i, here, to, planes, s, r, bits, base, escape_code, work)
             if kind == U1:
                 for j in range(i):
-                    _narrow(out + 64 * (here + j), to + 128 * j)
+                    narrow_words(out + 64 * (here + j), to + 128 * j)
             elif kind == SPLIT4:
                 for j in range(i):
-                    _join_u32(out + 256 * (here + j), to + 128 * j, low + 128 * (here + j))
+                    join_u32(out + 256 * (here + j), to + 128 * j, low + 128 * (here + j))
             done += i
         return done, units
 
@@ -283,7 +294,7 @@ def _state_loop_backwards(step: Step) -> Any:
     return rounds
 
 
-@emit(types.void(*(int64,) * 4, _Planes, *(int64,) * 4))
+@emit(types.void(*(int64,) * 4, Planes, *(int64,) * 4))
 def _codes(builder: Any, codes: Any, words: Any, count: Any, k: Any, planes: Any, s: Any, r: Any, mask: Any, first: Any) -> None:
     """Codes of `count` rounds, of which the first is the k-th 64 words, and their rest."""
     shift, all_bits, base, below = (splat(builder, x, 16, 32) for x in (s, mask, first, _ones(builder, s)))
@@ -291,7 +302,7 @@ def _codes(builder: Any, codes: Any, words: Any, count: Any, k: Any, planes: Any
     def body(i: Any) -> None:
         source, to = element(builder, words, 128, i), element(builder, codes, 128, i)
         here = [load(builder, offset(builder, source, half), 16, 32) for half in (0, 64)]
-        _store_rest(builder, _block(builder, planes, builder.add(k, i)), r, [word & below | (word >> 15) << shift for word in here])
+        store_rest(builder, block_places(builder, planes, builder.add(k, i)), r, [word & below | (word >> 15) << shift for word in here])
         for half, word in zip((0, 64), here, strict=True):
             store(offset(builder, to, half), (((word & all_bits) >> shift) - base).least(_N_NEAR - 1))
 
@@ -343,7 +354,7 @@ def coder(step: Step) -> Any:
         """`count` rounds of a group, backwards, down to the k-th 64 words. Returns the place after the units, and a number that is 0 if nothing was escaped."""
         split = kind >= SPLIT2
         r, mask = (s + 1, 32767) if split else (0, 65535)
-        planes = _plane_places(rest, n, r, work + NUMBERS)
+        planes = plane_places(rest, n, r, work + NUMBERS)
         first, escapes = load_u16(work + VALUE), uint64(0)
         codes = work + HALVES
         while count:
@@ -354,11 +365,11 @@ def coder(step: Step) -> Any:
             if kind == U1:
                 source = codes
                 for j in range(now):
-                    _widen(words + 64 * (here + j), codes + 128 * j)
+                    widen_words(words + 64 * (here + j), codes + 128 * j)
             elif kind == SPLIT4:
                 source = codes
                 for j in range(now):
-                    _split_u32(words + 256 * (here + j), codes + 128 * j, low + 128 * (here + j))
+                    split_u32(words + 256 * (here + j), codes + 128 * j, low + 128 * (here + j))
             _codes(codes, source, now, here, planes, s, r, mask, first)
             units = state_rounds(units, now, codes, bits, states, work)
             escapes |= _notes(codes, now, here, work)

@@ -13,15 +13,15 @@ from modelcodec.kernels.jit import piece
 from modelcodec.kernels.simd import Vector, emit, load, offset, splat, store
 
 _I64 = ir.IntType(64)
-_Planes = types.UniTuple(int64, 8)
-"""Places of the planes of 8, 4, 2, 1 bits, then the bytes from _block to _block in each."""
+Planes = types.UniTuple(int64, 8)
+"""Places of the planes of 8, 4, 2, 1 bits, then the bytes from block_places to block_places in each."""
 
 
 def _i64(number: int) -> Any:
     return ir.Constant(_I64, number)
 
 
-def _planes(builder: Any, r: Any) -> tuple[list[Any], list[Any]]:
+def plane_masks(builder: Any, r: Any) -> tuple[list[Any], list[Any]]:
     """For the planes of 8, 4, 2, 1 bits: all ones where r-bit numbers have it, else zero; and where its bits stand in the byte above the plane of 8."""
     one = _i64(1)
     there = [builder.and_(builder.lshr(r, _i64(at)), one) for at in (3, 2, 1, 0)]
@@ -45,9 +45,9 @@ def _bytes_above(builder: Any, planes: Sequence[Any], there: Sequence[Any], low:
     return shaped(four, 1, 15) | shaped(two, 2, 3) | shaped(one, 3, 1)
 
 
-def _joined(builder: Any, symbols: Sequence[Vector], planes: Sequence[Any], s: Any, r: Any) -> list[Vector]:
+def joined_words(builder: Any, symbols: Sequence[Vector], planes: Sequence[Any], s: Any, r: Any) -> list[Vector]:
     """64 words of 16 bits from their symbols (four vectors of 16) and the places of their rest; a plane that does not exist has the address of any 64 bytes."""
-    there, low = _planes(builder, r)
+    there, low = plane_masks(builder, r)
     up = splat(builder, builder.and_(there[0], _i64(8)), 16, 16)
     all8 = splat(builder, builder.and_(there[0], _i64(255)), 16, 16)
     below = splat(builder, builder.sub(builder.shl(_i64(1), s), _i64(1)), 16, 16)
@@ -62,15 +62,15 @@ def _joined(builder: Any, symbols: Sequence[Vector], planes: Sequence[Any], s: A
     return words
 
 
-def _joined_bfloat16(builder: Any, symbols: Sequence[Vector], planes: Sequence[Any], s: Any, r: Any) -> list[Vector]:
+def joined_bfloat16(builder: Any, symbols: Sequence[Vector], planes: Sequence[Any], s: Any, r: Any) -> list[Vector]:
     """The same for 8 bits of symbol above 7 of rest."""
     numbers = [load(builder, offset(builder, planes[0], 16 * i), 8, 16).widen(16) for i in range(4)]
     return [symbol << 7 | number & 127 | number << 8 & 0x8000 for symbol, number in zip(symbols, numbers, strict=True)]
 
 
-def _store_rest(builder: Any, planes: Sequence[Any], r: Any, numbers: Sequence[Vector]) -> None:
+def store_rest(builder: Any, planes: Sequence[Any], r: Any, numbers: Sequence[Vector]) -> None:
     """Write 64 numbers of r bits to the places in their planes; what belongs to no plane is stored to the address that stands for one."""
-    there, low = _planes(builder, r)
+    there, low = plane_masks(builder, r)
     up = splat(builder, builder.and_(there[0], _i64(8)), 16, 32)
     for half in (0, 1):
         store(offset(builder, planes[0], 32 * half), numbers[half].narrow(8))
@@ -89,9 +89,9 @@ def _store_rest(builder: Any, planes: Sequence[Any], r: Any, numbers: Sequence[V
     store(planes[3], v1)
 
 
-@piece(_Planes(*(int64,) * 4))
-def _plane_places(rest, n, r, nowhere):
-    """(address, bytes a _block) of the planes of 8, 4, 2 and 1 bits; planes that do not exist lie at `nowhere`, and stay there."""
+@piece(Planes(*(int64,) * 4))
+def plane_places(rest, n, r, nowhere):
+    """(address, bytes a block_places) of the planes of 8, 4, 2 and 1 bits; planes that do not exist lie at `nowhere`, and stay there."""
     eighths = (n + 7) >> 3
     p8, p4, p2, p1 = nowhere, nowhere, nowhere, nowhere
     if r & 8:
@@ -105,13 +105,13 @@ def _plane_places(rest, n, r, nowhere):
     return p8, p4, p2, p1, 8 * (r & 8), 8 * (r & 4), 8 * (r & 2), 8 * (r & 1)
 
 
-def _block(builder: Any, planes: Sequence[Any], k: Any) -> list[Any]:
-    """The k-th _block in each plane."""
+def block_places(builder: Any, planes: Sequence[Any], k: Any) -> list[Any]:
+    """The k-th block_places in each plane."""
     return [builder.add(place, builder.mul(step, k)) for place, step in zip(planes[:4], planes[4:], strict=True)]
 
 
 @emit(types.void(int64, int64, int64))
-def _join_u32(builder: Any, to: Any, highs: Any, lows: Any) -> None:
+def join_u32(builder: Any, to: Any, highs: Any, lows: Any) -> None:
     """64 words of 32 bits from their halves."""
     for i in (0, 64):
         high, low = load(builder, offset(builder, highs, i), 16, 32), load(builder, offset(builder, lows, i), 16, 32)
@@ -120,13 +120,13 @@ def _join_u32(builder: Any, to: Any, highs: Any, lows: Any) -> None:
 
 
 @emit(types.void(int64, int64))
-def _narrow(builder: Any, to: Any, words: Any) -> None:
+def narrow_words(builder: Any, to: Any, words: Any) -> None:
     """64 bytes from as many u16s."""
     store(to, load(builder, words, 16, 64).narrow(8))
 
 
 @emit(types.void(int64, int64, int64))
-def _split_u32(builder: Any, words: Any, highs: Any, lows: Any) -> None:
+def split_u32(builder: Any, words: Any, highs: Any, lows: Any) -> None:
     """Halves of 64 words of 32 bits."""
     for i in (0, 128):
         first, second = load(builder, offset(builder, words, i), 16, 32), load(builder, offset(builder, words, i + 64), 16, 32)
@@ -135,7 +135,7 @@ def _split_u32(builder: Any, words: Any, highs: Any, lows: Any) -> None:
 
 
 @emit(types.void(int64, int64))
-def _widen(builder: Any, words: Any, to: Any) -> None:
+def widen_words(builder: Any, words: Any, to: Any) -> None:
     """64 u16s from as many bytes."""
     for half in (0, 32):
         store(offset(builder, to, 2 * half), load(builder, offset(builder, words, half), 8, 32).widen(16))
