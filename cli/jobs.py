@@ -98,6 +98,12 @@ def _is_file_to_file(job: Job) -> bool:
     return STANDARD not in ends and not os.path.isdir(job.source) and not any(map(is_special, ends))
 
 
+def _state(path: str) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def transfer(
     jobs: Sequence[Job], act: Callable[[Endpoint, Endpoint | None, Callback | None], Report], place: Place, voice: Voice, told: Callable[[Report], str]
 ) -> int:
@@ -110,10 +116,13 @@ def transfer(
         talkative = not voice.quiet and (voice.verbose or not to_stdout)
         begin = time.perf_counter()
         target = nullcontext() if job.destination is None else writing(job.destination)
+        before = None if place.keep else _state(source)
         with reading(source) as src, target as dst, bar(label(source), wanted=talkative) as progress:
             report = act(src, dst, progress)
         seconds = time.perf_counter() - begin
-        if not place.keep:
+        if before is not None:
+            if _state(source) != before:
+                raise OSError(errno.EBUSY, "changed while it was read, so it is kept", source)
             os.unlink(source)
         if voice.json:
             print_json(as_json(report) | {"source": source, "seconds": round(seconds, 3)})
@@ -158,11 +167,17 @@ def tell(text: str, report: Report, seconds: float, voice: Voice, wrote: str = "
 
 
 def announce_compilation() -> None:
-    """Tell a person why the first run on a machine takes its time."""
+    """Tell a person why a run that has to compile takes its time, when it does."""
     from modelcodec.kernels import jit
 
-    if not jit.compiled():
+    def tell() -> None:
+        jit.BEFORE_COMPILING.clear()
         say("mcodec: compiling kernels, once on this machine ...")
+
+    if jit.folder() is None:
+        say("mcodec: compiling kernels; no place was found to keep them ...")
+    elif not jit.BEFORE_COMPILING:
+        jit.BEFORE_COMPILING.append(tell)
 
 
 def title(source: str) -> str:

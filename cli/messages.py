@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -59,6 +57,3 @@ def is_terminal(stream: object) -> bool:
     except ValueError:  # closed since
         return False
 
-
-def stdout_is_terminal() -> bool:
-    return is_terminal(sys.stdout)

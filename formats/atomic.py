@@ -31,10 +31,11 @@ _MODE = 0o666
 
 
 @contextmanager
-def atomic_file(destination: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+def atomic_file(destination: Path, *, overwrite: bool, like: os.stat_result | None = None) -> Iterator[BinaryIO]:
     """A binary file, open for reading and writing, that becomes `destination` when the block ends without an error.
 
-    A replaced file's permission bits are kept (owner, extended attributes and hard links are not); a new file has those that the umask leaves. A symbolic link
+    It takes the permission bits and the time of `like`; without it those of the file that is replaced are kept (owner, extended attributes and hard links are
+    not), and a new file has those that the umask leaves. A symbolic link
     stays, and what it points to is replaced, as with a shell's `>`. What is no regular file (/dev/null, a fifo) is written directly.
     Raises FileExistsError without `overwrite`, also where the file appears while the block runs; IsADirectoryError; OSError. The destination is then as it was.
     """
@@ -57,8 +58,11 @@ def atomic_file(destination: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         with os.fdopen(temporary.descriptor, "w+b") as file:
             yield file
             file.flush()
-            if before is not None and hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode) & 0o777)
+            model = like or before
+            if model is not None and hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), stat.S_IMODE(model.st_mode) & 0o777)
+            if like is not None and os.utime in os.supports_fd:
+                os.utime(file.fileno(), ns=(like.st_atime_ns, like.st_mtime_ns))
             os.fsync(file.fileno())
             if _RENAMES_OPEN_FILES:
                 temporary.publish(destination, overwrite)
@@ -145,7 +149,11 @@ class _Temporary:
                 if error.errno not in _NO_LINKS:
                     raise
                 os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE))
-                os.replace(path, destination)
+                try:
+                    os.replace(path, destination)
+                except BaseException:
+                    os.unlink(destination)  # the empty file that claimed the name
+                    raise
                 self.path = None
         except FileExistsError:
             raise _exists(destination) from None

@@ -17,7 +17,7 @@ from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
 from modelcodec.frame import EncodedFrame
 from modelcodec.limits import LIMITS
 from modelcodec.stage import FrameContext, Shared
-from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, Extent, TensorSpec, View
+from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, TensorSpec, View
 from modelcodec.wire import Reader, byte_string, varint
 
 VERSION = (0, 2)
@@ -53,8 +53,7 @@ class Entry:
     """A directory entry. `start` and `size` say where its bytes lie in the container.
 
     Coded frames lie one after the other: `frame_starts` and `frame_ends` (u8) count from `start`. `shared` has, for each group of `group_frames` frames, the
-    start, end and
-    decoded size of its shared part (size 0: none); it is empty where the entry has no groups.
+    start, end and decoded size of its shared part (size 0: none); it is empty where the entry has no groups.
     """
 
     name: str
@@ -114,9 +113,8 @@ class EncodedGroup:
 class Writer:
     """Writes a container front to back: all entries' bytes first, then header and directory into the place before them.
 
-    The place is exact when `file` is given late (`payload` in memory) and an upper bound otherwise: header and directory stand first but are known last.
-    Which of the
-    two it is depends on the source's size alone, so that the output does.
+    The place is exact, or with `reserve` an upper bound: header and directory stand first but are known last. Which
+    of the two it is depends on the source's size alone, so that the output does.
     """
 
     def __init__(self, file: BinaryIO, items: Sequence[Item], metadata: Mapping[str, str], *, reserve: bool) -> None:
@@ -216,8 +214,8 @@ class Writer:
         return max(SINCE[kind] for kind in self.kinds)
 
     def _header(self, n_directory: int) -> bytes:
-        rows: dict[str, Any] = {"__metadata__": {**self.metadata, MARKER: "{}.{}".format(*self._version())}, DIRECTORY: _row("U8", (n_directory,), 0,
-        n_directory)}
+        marked = {**self.metadata, MARKER: "{}.{}".format(*self._version())}
+        rows: dict[str, Any] = {"__metadata__": marked, DIRECTORY: _row("U8", (n_directory,), 0, n_directory)}
         for item, kind, (start, end) in zip(self.items, self.kinds, self.spans, strict=True):
             start, end = start - self.base + n_directory, end - self.base + n_directory
             if kind == ORDINARY and item.spec.dtype.in_safetensors:
@@ -360,7 +358,7 @@ class Container:
         """The named tensors on the entries; empty where each entry is a tensor itself. Checked to lie inside their entries."""
         for entry in self.entries:
             if entry.role == VIEWS_ROLE:
-                return _read_views(self.decode_entry(entry), self.entries, self.where)
+                return _read_views(self.decode_entry(entry), self.entries, entry.size, self.where)
         return ()
 
 
@@ -547,7 +545,10 @@ def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tupl
             shared.append((at, at + n_coded, n_shared))
             at += n_coded
         starts[number] = at
-        at += reader.varint(size)
+        n_frame = reader.varint(size)
+        if n_frame < frames.LEAST_BYTES:
+            raise reader.corrupt(f"a frame of {spec.name!r} has {n_frame} bytes, less than a head")
+        at += n_frame
         ends[number] = at
         if at > size:
             raise reader.corrupt(f"the frames of {spec.name!r} do not fit its {size} bytes")
@@ -598,10 +599,13 @@ def _check_roles(entries: Sequence[Entry], tail: int, source_size: int, reader: 
         raise reader.corrupt("skeleton and tensors do not make up the source's size")
 
 
-def _read_views(data: bytes, entries: Sequence[Entry], where: str) -> tuple[View, ...]:
+def _read_views(data: bytes, entries: Sequence[Entry], stored: int, where: str) -> tuple[View, ...]:
     reader = Reader(data, f"{where}: views")
-    n_views = reader.varint(LIMITS.views)
-    views = []
+    n_views = reader.varint()
+    if n_views > min(LIMITS.views, LIMITS.few_views + LIMITS.views_a_byte * stored):
+        raise LimitExceeded(f"{where}: {n_views} views in {stored} bytes are more than any real file has; the file is damaged or hostile")
+    views: list[View] = []
+    names: set[str] = set()
     first = next((i for i, e in enumerate(entries) if e.role == TENSOR_ROLE), len(entries))
     for _ in range(n_views):
         name_bytes = bytes(reader.byte_string(LIMITS.header_bytes))
@@ -609,6 +613,9 @@ def _read_views(data: bytes, entries: Sequence[Entry], where: str) -> tuple[View
             name = name_bytes.decode()
         except UnicodeDecodeError:
             raise reader.corrupt("a name is not UTF-8") from None
+        if name in names:
+            raise reader.corrupt(f"the view {name!r} stands twice")
+        names.add(name)
         dtype = DTYPE_BY_ID.get(reader.u8())
         if dtype is None:
             raise UnsupportedFile(f"{where}: view {name!r} has a dtype that this version does not know; update modelcodec")
@@ -624,18 +631,6 @@ def _read_views(data: bytes, entries: Sequence[Entry], where: str) -> tuple[View
             raise reader.corrupt(f"the view {name!r} reaches past its storage")
         views.append(View(TensorSpec(name, dtype, shape), extent - first, strides, start))
     reader.end()
-    if not views or len({view.spec.name for view in views}) < len(views):
-        raise reader.corrupt("there are no views, or two have the same name")
+    if not views:
+        raise reader.corrupt("there are no views")
     return tuple(views)
-
-
-def checkpoint_of(container: Container) -> Checkpoint:
-    """The layout of the source that a container restores to."""
-    extents, at = [], 0
-    for entry in container.tensors:
-        at += entry.gap
-        extents.append(Extent(entry.spec, at))
-        at += entry.spec.n_bytes
-    return Checkpoint(container.source_format, tuple(extents), (), container.metadata)
-
-

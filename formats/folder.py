@@ -12,7 +12,7 @@ from modelcodec.formats import container, identify
 from modelcodec.formats.paths import check_names, shard_names
 from modelcodec.mapping import mapped
 
-_INDEX = ".index."
+INDEX_PART = ".index."
 """In the names of `model.safetensors.index.json`, `pytorch_model.bin.index.json` and their variants, `model.safetensors.index.fp16.json`."""
 
 
@@ -51,7 +51,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[str]:
 
 def _has_tensors(path: Path) -> bool:
     with mapped(path) as source:
-        if _INDEX in path.name and path.suffix == ".json":
+        if INDEX_PART in path.name and path.suffix == ".json":
             _check_index(source, path)
         return identify(source, path).format != "bytes" or container.is_container(source)
 

@@ -20,8 +20,6 @@ Array = np.ndarray[Any, Any]
 
 MIN_BITS, MAX_BITS = 8, 12
 MAX_FREQUENCIES = 256
-_BEST = 256
-"""Sets of frequencies that `_normalise` compares lie one after the other, each with room for this many symbols and the escape."""
 
 
 class Status(IntEnum):
@@ -319,9 +317,9 @@ def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, b
 def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> Table:
     """Choose the frequencies that code these counts of symbols in the fewest bits, table and escaped words (8 * width bits each) included.
 
-    counts: int64, index = symbol, not negative, their sum below 2^40.
-    escape: keep an escape even if all counted symbols have a frequency, for words that were not counted.
-    A table of 8 bits has at most 63 symbols beside the escape, so that a decoder can hold it in registers; others have at most 255. Raises ValueError.
+    counts: int64, index = symbol, not negative, their sum below 2^40. escape: keep an escape even if all counted symbols have a frequency, for words that were
+    not counted. A table of 8 bits has at most 63 symbols beside the escape, so that a decoder can hold it in registers; others have at most 255. Raises
+    ValueError.
     """
     require(MIN_BITS <= bits <= MAX_BITS, f"a table has 8 to 12 bits, not {bits}")
     require(

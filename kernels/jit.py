@@ -93,10 +93,8 @@ def folder() -> Path | None:
     return current
 
 
-def compiled() -> bool:
-    """Whether kernels of exactly these sources were compiled before; if not, the first call compiles for some seconds."""
-    home = folder()
-    return home is not None and any(home.rglob("*.nbi"))
+BEFORE_COMPILING: list[Callable[[], None]] = []
+"""Called before a kernel is compiled because the cache does not have it: a program can tell its user why it takes its time."""
 
 
 class _Cache(FunctionCache):
@@ -104,9 +102,13 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:  # whatever unpickling a damaged file raises
-            return None
+            found = None
+        if found is None:
+            for tell in BEFORE_COMPILING:
+                tell()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -128,6 +130,7 @@ def kernel(function: Callable[..., Any]) -> Any:
             pass
         finally:
             config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+    dispatcher.is_kernel = True
     return dispatcher
 
 

@@ -96,11 +96,6 @@ def trailing_zeros(builder: Any, x: Any) -> Any:
     return builder.cttz(x, ir.Constant(ir.IntType(1), 1))
 
 
-@emit(int64(uint64))
-def count_ones(builder: Any, x: Any) -> Any:
-    return builder.ctpop(x)
-
-
 @emit(types.void(ADDRESS, ADDRESS, int64))
 def copy(builder: Any, to: Any, source: Any, n_bytes: Any) -> None:
     """Copy bytes between places that do not overlap."""

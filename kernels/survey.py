@@ -7,24 +7,22 @@ from numba import int64, uint64
 from modelcodec.kernels.frequencies import LOG2
 from modelcodec.kernels.jit import inlined, kernel
 
-ZEROS, LOW, DIFFERENT = 0, 1, 2
-FOUND = 3
-"""Numbers that `survey` finds: zero words, the or of all words' bits, words that differ from the first one."""
+ZEROS, LOW = 0, 1
+FOUND = 2
+"""Numbers that `survey` finds: zero words, the or of all words' bits."""
 
 
 @kernel
 def survey(x, step, low_bits, counts, found):
-    """Look at every step-th word of x (u2, u4 or u8): counts (i8) of its symbol above `low_bits` of the top 16 bits, and `found` (u8[3])."""
+    """Look at every step-th word of x (u2, u4 or u8): counts (i8) of its symbol above `low_bits` of the top 16 bits, and `found` (u8[2])."""
     shift = uint64(8 * x.itemsize - 16)
-    zeros, every, different = uint64(0), uint64(0), uint64(0)
-    first = uint64(x[0])
+    zeros, every = uint64(0), uint64(0)
     for i in range(0, x.size, step):
         word = uint64(x[i])
         zeros += word == 0
-        different += word != first
         every |= word
         counts[(int64(word >> shift) & 0x7FFF) >> low_bits] += 1
-    found[ZEROS], found[LOW], found[DIFFERENT] = zeros, every, different
+    found[ZEROS], found[LOW] = zeros, every
 
 
 @inlined

@@ -44,7 +44,10 @@ def _varint(data, at, end, most):
 
 @kernel
 def _decode(nodes, n_nodes, payload, n_payload, out, n, width, table, symbols, frequencies, symbols_at, frequencies_at, work):
-    """Addresses: nodes, payload (both untrusted), out, table (scratch, _LARGEST_TABLE bytes and 64 spare), those of the two arrays (u2[257]), work. Returns a status, or _UNUSUAL."""
+    """Addresses: nodes, payload (both untrusted), out, table (scratch, _LARGEST_TABLE bytes and 64 spare), those of symbols and frequencies (u2[257]), work.
+
+    Returns a status, or _UNUSUAL.
+    """
     tail = 2 if width == 2 else 4
     if n_nodes < 12 or load_u8(nodes) != SPLIT_FLOAT or load_u8(nodes + 1) != 1 or load_u8(nodes + 3) != RANS:
         return _UNUSUAL
@@ -95,6 +98,5 @@ def decode(frame: Array, nodes: int, payload: int, out: Array) -> bool:
     work = scratch(NOTES + n // 8 + 64 + _LARGEST_TABLE + 64)
     start = address_of(frame)
     table = work + NOTES + n // 8 + 64
-    return bool(
-        _decode(start + nodes, payload - 12 - nodes, start + payload, frame.size - payload, address_of(out), n, width, table, *tables, *map(address_of, tables), work) == 0
-    )
+    places = start + nodes, payload - 12 - nodes, start + payload, frame.size - payload, address_of(out)
+    return bool(_decode(*places, n, width, table, *tables, *map(address_of, tables), work) == 0)

@@ -1,4 +1,4 @@
-"""A lossless and lossy codec for neural-network checkpoints. Public names are imported when first used."""
+"""A lossless codec for neural-network checkpoints. Public names are imported when first used."""
 
 from __future__ import annotations
 

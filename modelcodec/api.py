@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from modelcodec.errors import BadRecipe
+from modelcodec.errors import BadRecipe, CorruptFile, UnsupportedFile
 from modelcodec.formats import MARKER, OWN_PREFIX, container, identify
 from modelcodec.formats.atomic import atomic_file, spool
-from modelcodec.formats.folder import FolderFile, plan_folder
-from modelcodec.formats.paths import inside
+from modelcodec.formats.folder import INDEX_PART, FolderFile, plan_folder
+from modelcodec.formats.paths import inside, shard_names
 from modelcodec.formats.write_behind import WriteBehind
 from modelcodec.mapping import mapped
 from modelcodec.pool import thread_count
@@ -68,7 +68,7 @@ def compress(
         path = source if isinstance(source, Path) else None
         with mapped(source) as view:
             checkpoint = identify(view, path)
-            with _written(target, overwrite) as file:
+            with _written(target, overwrite, path) as file:
                 compress_view(view, checkpoint, file, settings, tick)
                 file.flush()
                 with mapped(file) as written:
@@ -88,9 +88,9 @@ def decompress(src: Source, dst: Destination = None, *, threads: int | None = No
     def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
         with mapped(source) as view:
             archive = container.read(view, name)
-            if isinstance(target, Path):
+            if isinstance(target, Path) and not _is_device(target):
                 _room(target, archive.source_size)
-            with _written(target, overwrite) as file, WriteBehind(file) as sink:
+            with _written(target, overwrite, source if isinstance(source, Path) else None) as file, WriteBehind(file) as sink:
                 restore(archive, sink, n_threads, tick)
             return _describe(archive, name, str(target) if isinstance(target, Path) else "-")
 
@@ -101,7 +101,10 @@ def verify(path: str | Path, *, threads: int | None = None, progress: Progress |
     """Decode everything and check every digest, writing nothing. For a folder, every container in it. Raises what `decompress` raises."""
     root = Path(path)
     if root.is_dir():
-        reports = [verify(root / name, threads=threads, progress=progress) for name in _containers_in(root)]
+        names = _containers_in(root)
+        if not names:
+            raise UnsupportedFile(f"{root}: no file in this folder was written by modelcodec")
+        reports = [verify(root / name, threads=threads, progress=progress) for name in names]
         return _folder_report(root, "", reports)
     with mapped(root) as view:
         archive = container.read(view, str(root))
@@ -228,10 +231,12 @@ def _each(
         with _seekable(src) as file:
             return work(file, Path(dst) if isinstance(dst, str) else dst, "-", progress)
     path = Path(src)
+    if path.name in ("", ".."):
+        path = path.resolve()
     if path.is_dir():
         return _folder(path, dst, name_for, work, progress, overwrite, worked_on)
     target = name_for(path) if dst is None else Path(dst) if isinstance(dst, str) else dst
-    if isinstance(target, Path) and target.is_dir():
+    if dst is not None and isinstance(target, Path) and target.is_dir():
         target = target / name_for(path).name
     if isinstance(target, Path) and target.exists() and path.exists() and target.samefile(path):
         raise BadRecipe(f"{path}: source and destination are the same file; name another destination")
@@ -250,12 +255,13 @@ def _folder(
     if target.resolve().is_relative_to(path.resolve()):
         raise BadRecipe(f"{target}: the destination lies inside the source")
     files = plan_folder(path)
+    _check_shards(path, files)
     sizes = {file.name: (path / file.name).stat().st_size for file in files}
     total, done, reports = sum(sizes.values()), 0, []
     if not overwrite:
         for file in files:
             if (target / file.name).exists():
-                raise FileExistsError(f"{target / file.name} exists; overwrite it with -f (overwrite=True)")
+                raise FileExistsError(f"{target / file.name} exists already; allow overwriting or name another folder")
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         source, before, size = path / file.name, done, sizes[file.name]
@@ -269,7 +275,7 @@ def _folder(
         if worked_on(path, file):
             reports.append(work(source, place, str(source), tick))
         else:
-            with mapped(source) as view, atomic_file(place, overwrite=overwrite) as copy:
+            with mapped(source) as view, atomic_file(place, overwrite=overwrite, like=source.stat()) as copy:
                 copy.write(view)
             reports.append(Report(str(source), str(place), "copy", size, size))
         done += size
@@ -290,7 +296,21 @@ def _holds_container(folder: Path, file: FolderFile) -> bool:
 
 
 def _containers_in(folder: Path) -> list[str]:
-    return [file.name for file in plan_folder(folder) if _holds_container(folder, file)]
+    files = plan_folder(folder)
+    _check_shards(folder, files)
+    return [file.name for file in files if _holds_container(folder, file)]
+
+
+def _check_shards(folder: Path, files: Sequence[FolderFile]) -> None:
+    """Every shard that an index names is there. Raises CorruptFile."""
+    there = {file.name for file in files}
+    for file in files:
+        if INDEX_PART in file.name and file.name.endswith(".json"):
+            beside = file.name.rpartition("/")[0]
+            for shard in shard_names((folder / file.name).read_bytes()):
+                name = f"{beside}/{shard}" if beside else shard
+                if name not in there:
+                    raise CorruptFile(f"{folder / file.name}: the shard {shard!r} that it names is missing; fetch it again")
 
 
 def _folder_report(folder: Path, target: str, reports: list[Report]) -> Report:
@@ -299,17 +319,26 @@ def _folder_report(folder: Path, target: str, reports: list[Report]) -> Report:
 
 
 @contextmanager
-def _written(target: Path | BinaryIO, overwrite: bool) -> Iterator[BinaryIO]:
-    """A seekable file that becomes `target`: a path atomically, a file object from a spool once all is well."""
-    if isinstance(target, Path):
-        with atomic_file(target, overwrite=overwrite) as file:
+def _written(target: Path | BinaryIO, overwrite: bool, source: Path | None) -> Iterator[BinaryIO]:
+    """A seekable file that becomes `target`: a path atomically, with permissions and time of `source`; a file object from a spool once all is well."""
+    if isinstance(target, Path) and not _is_device(target):
+        with atomic_file(target, overwrite=overwrite, like=source.stat() if source else None) as file:
             yield file
         return
     with spool() as file:
         yield file
         file.seek(0)
+        if isinstance(target, Path):
+            with target.open("wb") as device:
+                shutil.copyfileobj(file, device, 1 << 20)
+            return
         shutil.copyfileobj(file, target, 1 << 20)
         target.flush()
+
+
+def _is_device(path: Path) -> bool:
+    """Something that can be written but not be replaced: /dev/null, a fifo."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""From a source file to a container: layout, frames, read-back (DESIGN: compress)."""
+"""From a source file to a container: layout, frames, read-back."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
 from typing import BinaryIO
@@ -170,24 +170,29 @@ def _encode(job: _Job, settings: Settings, buffers: Buffers) -> container.Encode
     word = job.spec.dtype.word
     x = frames.as_words(frames.as_bytes(job.data), word)
     planned = settings.recipe.plan_group(job.spec, x, job.words, settings.level)
+    shared, as_read = _shared_frame(planned.shared, job, settings) if planned.shared else (None, None)
     encoded = []
     for number, plan in enumerate(planned.plans):
         piece = x[number * job.words : (number + 1) * job.words]
         context = FrameContext(job.spec, number * job.words, piece.size, planned.shared)
         frame = frames.encode(piece, plan, context, job.number + number, buffers)
         if settings.verify:
-            _read_back(frame, piece, job, number, context)
+            _read_back(frame, piece, job, number, replace(context, shared=as_read))
         encoded.append(frame)
-    if planned.shared is None:
-        return container.EncodedGroup(tuple(encoded))
-    return container.EncodedGroup(tuple(encoded), _shared_frame(planned.shared, job), len(planned.shared.data))
+    return container.EncodedGroup(tuple(encoded), shared, len(planned.shared.data) if planned.shared else 0)
 
 
-def _shared_frame(shared: Shared, job: _Job) -> frames.EncodedFrame:
+def _shared_frame(shared: Shared, job: _Job, settings: Settings) -> tuple[frames.EncodedFrame, Shared]:
+    """A group's shared part as a frame, and as a decoder gets it: read back, and not yet parsed."""
     data = frames.as_bytes(shared.data)
     spec = TensorSpec(job.spec.name, U8, (data.size,))
     number = container.SHARED_NUMBER + job.number // container.MOST_GROUP_FRAMES
-    return frames.encode(data, byte_plan(data, SMALL), FrameContext(spec, 0, data.size), number)
+    frame = frames.encode(data, byte_plan(data, SMALL), FrameContext(spec, 0, data.size), number)
+    if not settings.verify:
+        return frame, shared
+    out = np.empty_like(data)
+    frames.decode(memoryview(frame.data), number, out, job.spec.name)
+    return frame, Shared(out.tobytes())
 
 
 def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, context: FrameContext) -> None:
@@ -200,9 +205,10 @@ def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, c
 
 
 def _same(a: Array, b: Array) -> bool:
-    """Whether two arrays of bytes (u1, equally long) are equal; eight at a time."""
+    """Whether two arrays of bytes (u1, equally long) are equal; a MiB at a time, which bounds memory, and eight bytes at once."""
     n = a.size & ~7
-    return bool((a[:n].view("<u8") == b[:n].view("<u8")).all() and (a[n:] == b[n:]).all())
+    x, y, step = a[:n].view("<u8"), b[:n].view("<u8"), LIMITS.frame_bytes // 8
+    return all(bool((x[at : at + step] == y[at : at + step]).all()) for at in range(0, x.size, step)) and bool((a[n:] == b[n:]).all())
 
 
 def _pieces(source: memoryview, checkpoint: Checkpoint) -> tuple[list[_Piece], int]:
@@ -211,7 +217,8 @@ def _pieces(source: memoryview, checkpoint: Checkpoint) -> tuple[list[_Piece], i
     for extent in checkpoint.extents:
         gaps.append(extent.offset - at)
         at = extent.end
-    skeleton = b"".join(source[e.offset - gap : e.offset] for e, gap in zip(checkpoint.extents, gaps, strict=True)) + bytes(source[at:])
+    literals = [source[e.offset - gap : e.offset] for e, gap in zip(checkpoint.extents, gaps, strict=True)]
+    skeleton = b"".join((*literals, source[at:]))
     pieces = [_own_piece(container.SKELETON, container.SKELETON_ROLE, skeleton)]
     if checkpoint.views:
         pieces.append(_own_piece(container.VIEWS, container.VIEWS_ROLE, container.views_bytes(checkpoint, 2)))

@@ -29,6 +29,8 @@ USUAL_BYTES = 64
 RAW_NODE = b"\x00\x00"
 SEAL_BYTES = 4
 DIGEST_BYTES = 8
+LEAST_BYTES = 1 + 2 + DIGEST_BYTES + SEAL_BYTES
+"""The shortest frame: the length of its head, one node, digest and seal."""
 FRAME_ARRAYS_SLACK = 64 << 10
 
 CHECK_DIGESTS = True
@@ -129,8 +131,7 @@ def encode(x: Array, plan: Plan, context: FrameContext, number: int, buffers: Bu
     """Encode the words of one frame; a frame that does not shrink becomes raw.
 
     `number` of the frame in its tensor. The result lies in one of `buffers`, if there are any, until that is given back. Raises BadRecipe for a tree that no
-    decoder would
-    read.
+    decoder would read.
     """
     digest = digest_of(x)
     of_thread.encoding.reset()

@@ -27,6 +27,9 @@ class Limits:
     skeleton_bytes: int = 1 << 30
     """Skeleton kept in memory while a file is restored: headers, pickles, zip records, ONNX graphs without their weights."""
     views: int = 10_000_000
+    few_views: int = 4096
+    views_a_byte: int = 64
+    """Names compress well, but not without end: a file has at most so many views, and so many more for each stored byte of their entry."""
     view_bytes: int = 1 << 30
     """A view larger than its storage, which strides of 0 allow, is materialised up to this size."""
     pickle_operations: int = 50_000_000

@@ -185,7 +185,8 @@ def float_plan(x: Array, dtype: str, level: int) -> Plan:
     if palette is not None:
         return palette
     split = _split(x, seen, dtype, level)
-    if level > FAST and isinstance(split.stage, SplitFloat) and _repeats(x, seen.bits(split.stage.low_bits)):
+    bits = seen.bits(split.stage.low_bits) if isinstance(split.stage, SplitFloat) else 8 * x.nbytes
+    if level > FAST and _repeats(x, bits):
         return Plan(Zstd(_ZSTD_LEVEL[level]))
     return split
 

@@ -84,6 +84,8 @@ def _rule(row: Any, number: int) -> Rule:
     for key, value in row.items():
         if key not in expected or type(value) is not expected[key]:
             raise BadRecipe(f"recipe, rule {number}: {key} = {value!r} is not known; the keys are {', '.join(expected)}")
+    if not all(isinstance(name, str) for name in row.get("dtypes", ())):
+        raise BadRecipe(f"recipe, rule {number}: dtypes = {row['dtypes']!r} are no names")
     plan = parse_plan(row["plan"]) if "plan" in row else None
     return Rule(row.get("tensors", "*"), tuple(row.get("dtypes", ())), plan, row.get("level"))
 

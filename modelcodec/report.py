@@ -10,8 +10,8 @@ from modelcodec.types import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One tensor: `n_bytes` in the source, `n_bytes_coded` in the container, `plan` the tree of most of its frames.
-    The name of a storage is that of the tensors on it.
+    """One tensor: `n_bytes` in the source, `n_bytes_coded` in the container, `plan` the tree of most of its frames. The name of a storage is that of the
+    tensors on it.
 
     `floor_bits`: the order-0 entropy of its symbols plus its incompressible bits, in bits an element; only where it was asked for.
     """

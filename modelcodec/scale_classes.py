@@ -53,7 +53,7 @@ def find(x: Array, columns: int, exponent_at: int, cuts: tuple[int, ...]) -> Fou
     """The best classes for whole rows x (u2 or u4) of `columns` words; None where there is nothing to tell apart.
 
     exponent_at: the exponent's lowest bit in a word's top 16, at least 7. cuts: low_bits to choose from, each at least 5.
-    memory: about 3 MB. source: DESIGN, section 8; the additive model of log magnitudes by rows and columns is a two-way analysis of variance.
+    memory: about 3 MB. source: the additive model of log magnitudes by rows and columns is a two-way analysis of variance.
     """
     if x.size < LEAST_WORDS or columns < 2 or columns > MOST_COLUMNS or columns >= x.size:
         return None

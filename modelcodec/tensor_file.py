@@ -57,6 +57,12 @@ def numpy_dtype(dtype: DType) -> Any:
     return np.dtype(np.uint8)
 
 
+def _is_torch(framework: str) -> bool:
+    if framework not in ("np", "numpy", "pt", "torch"):
+        raise ValueError(f"framework is {framework!r}, 'np' and 'pt' are possible")
+    return framework in ("pt", "torch")
+
+
 class TensorFile:
     """An open container. Tensors are decoded when asked for; a slice decodes only the frames that it needs. Safe to use from several threads.
 
@@ -64,9 +70,7 @@ class TensorFile:
     """
 
     def __init__(self, path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> None:
-        if framework not in ("np", "numpy", "pt", "torch"):
-            raise ValueError(f"framework is {framework!r}, 'np' and 'pt' are possible")
-        self._torch = framework in ("pt", "torch")
+        self._torch = _is_torch(framework)
         self._threads = thread_count(threads)
         self._stack = ExitStack()
         try:
@@ -80,7 +84,7 @@ class TensorFile:
     def of_bytes(cls, data: bytes | memoryview, framework: Framework = "np") -> TensorFile:
         """The same over bytes in memory."""
         self = cls.__new__(cls)
-        self._torch, self._threads, self._stack = framework in ("pt", "torch"), thread_count(None), ExitStack()
+        self._torch, self._threads, self._stack = _is_torch(framework), thread_count(None), ExitStack()
         self._open(container.read(memoryview(data), "bytes"))
         return self
 
@@ -144,7 +148,10 @@ class TensorFile:
         holder = self._source.resolve(entry)
         word = holder.spec.dtype.word
         step = holder.frame_words * word
-        out = np.empty(end - start, np.uint8)
+        try:
+            out = np.empty(end - start, np.uint8)
+        except MemoryError:
+            raise LimitExceeded(f"{self._source.where}: {entry.name} needs {end - start} bytes of memory; read it in slices") from None
         if not out.size:
             return out
 

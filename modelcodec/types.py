@@ -18,9 +18,8 @@ Array: TypeAlias = "NDArray[Any]"
 class DType:
     """A dtype as the format knows it.
 
-    `bits` of an element; `word` bytes of the unit that is coded (1, 2, 4, 8); `block` words that are never split between frames; `elements` in such a block
-    (1 except
-    for ggml's block types, whose shapes count elements).
+    `bits` of an element; `word` bytes of the unit that is coded (1, 2, 4, 8); `block` words that are never split between frames; `elements` in such a block (1,
+    but for ggml's block types, whose shapes count elements).
     """
 
     id: int

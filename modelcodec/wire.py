@@ -11,8 +11,7 @@ class Reader:
     """A cursor over untrusted bytes. Every length is proved before it is used; nothing is read past the end.
 
     `where` names the place for error messages. `short` is raised when the bytes end early: TruncatedFile where that can only mean a cut-off file, CorruptFile
-    inside a
-    region whose length is already known.
+    inside a region whose length is already known.
     """
 
     __slots__ = ("_data", "_position", "_short", "_where")

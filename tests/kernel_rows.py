@@ -815,7 +815,7 @@ def look_over_reference(x: Array, step: int, low_bits: int) -> tuple[list[int], 
     for word in words:
         counts[(word >> (8 * x.itemsize - 16) & 0x7FFF) >> low_bits] += 1
         every |= word
-    return counts, [words.count(0), every, sum(word != words[0] for word in words)]
+    return counts, [words.count(0), every]
 
 
 def _counts_to_merge(source: random.Random) -> tuple[Array, int]:

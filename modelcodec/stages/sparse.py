@@ -38,7 +38,7 @@ class Sparse(Stage):
 
     def __post_init__(self) -> None:
         if not 0 <= self.fill < 1 << 64:
-            raise ValueError(f"sparse: fill is {self.fill}, no word has it")
+            raise BadRecipe(f"sparse: fill is {self.fill}, no word has it")
 
     @classmethod
     def option(cls, name: str, text: str) -> int:

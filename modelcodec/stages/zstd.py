@@ -29,6 +29,15 @@ def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
     return zstandard.ZstdCompressionParameters.from_level(level, window_log=20, write_content_size=True)
 
 
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """The thread's compressor. One at a time: at a high level it holds 20 MB."""
+    kept = getattr(_of_thread, "compressor", None)
+    if kept is None or kept[0] != level:
+        _of_thread.compressor = kept = level, zstandard.ZstdCompressor(compression_params=_parameters(level))
+    compressor: zstandard.ZstdCompressor = kept[1]
+    return compressor
+
+
 def _check_of(payload: bytes) -> bytes:
     """A zstd frame has bits that change nothing; the digest of what it decodes to would not notice them."""
     return (xxhash.xxh3_64_intdigest(payload) & 0xFFFFFFFF).to_bytes(CHECK_BYTES, "little")
@@ -50,10 +59,7 @@ class Zstd(Stage):
 
     def encode(self, x: Array, context: FrameContext) -> Encoded:
         # One-shot compression of a thread's own compressor: the result depends on input, level and zstd's version alone.
-        compressors = _of_thread.__dict__.setdefault("compressors", {})
-        if self.level not in compressors:
-            compressors[self.level] = zstandard.ZstdCompressor(compression_params=_parameters(self.level))
-        payload = compressors[self.level].compress(x.view(np.uint8))
+        payload = _compressor(self.level).compress(x.view(np.uint8).data)
         return Encoded(varint(len(payload)) + _check_of(payload), payload=payload)
 
     @classmethod
