@@ -95,7 +95,7 @@ def sources(root: Path, data: Path | None, scratch: Path, synthetic_bytes: int, 
         return not only or any(part in name for part in only)
 
     found = sorted(path for path in data.rglob("*") if path.suffix in SUFFIXES and path.is_file()) if data else []
-    for path, promised in [(root / "examples" / "resnet20-cifar10.safetensors", True), *((path, True) for path in found)]:
+    for path, promised in [(root / "examples" / "resnet20-cifar10.safetensors", False), *((path, True) for path in found)]:
         if wanted(path.name):
             copy = scratch / path.name
             copy.write_bytes(path.read_bytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import io
 import os
 import platform
 import re
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 
@@ -53,21 +52,32 @@ class Run(Protocol):
     def close(self) -> None: ...
 
 
-class Sink:
-    """New memory of a file's size, written front to back."""
+class Memory:
+    """New memory of so many bytes as a file."""
 
     def __init__(self, n_bytes: int) -> None:
         self.data = np.empty(n_bytes, np.uint8)
-        self.position = 0
+        self.position = self.size = 0
 
-    def write(self, data: memoryview) -> None:
-        self.data[self.position : self.position + len(data)] = data
-        self.position += len(data)
+    def write(self, data: Any) -> int:
+        self.data[self.position : self.position + len(data)] = np.frombuffer(data, np.uint8)
+        self.seek(self.position + len(data))
+        self.size = max(self.size, self.position)
+        return len(data)
+
+    def seek(self, position: int) -> None:
+        self.position = position
+
+    def truncate(self) -> None:
+        self.size = self.position
+
+
+SPARE_BYTES = 1 << 20
 
 
 @dataclass
 class ModelCodecRun:
-    """What `modelcodec.compress` and `decompress` do between the files: a mapped file to a container in memory, that to the file's bytes in memory."""
+    """What `modelcodec.compress` and `load` do between file and tensors: a mapped file to a container in memory, that to all tensors in new memory."""
 
     source: Source
     level: int
@@ -81,23 +91,28 @@ class ModelCodecRun:
     def fresh(self) -> None:
         pass
 
-    def compress(self, inputs: None) -> bytes:
-        out = io.BytesIO()
+    def compress(self, inputs: None) -> memoryview:
         with mapped(self.source.path) as view:
-            compress_view(view, identify(view, self.source.path), out, self.settings, None)
-        return out.getvalue()
+            out = Memory(len(view) + SPARE_BYTES)
+            compress_view(view, identify(view, self.source.path), cast(BinaryIO, out), self.settings, None)
+        self.coded = out.data.data[: out.size]
+        return self.coded
 
-    def decompress(self, coded: bytes) -> Sink:
-        archive = container.read(memoryview(coded), self.source.name)
-        sink = Sink(archive.source_size)
-        restore(archive, sink, self.threads, None)
-        return sink
+    def decompress(self, coded: memoryview) -> dict[str, Any]:
+        return modelcodec.load(coded, threads=self.threads)
 
-    def n_bytes(self, coded: bytes) -> int:
+    def n_bytes(self, coded: memoryview) -> int:
         return len(coded)
 
-    def check(self, restored: Sink) -> None:
-        if restored.data.tobytes() != self.source.path.read_bytes():
+    def check(self, restored: dict[str, Any]) -> None:
+        """The tensors are those of the restored file, which is the source byte for byte."""
+        archive = container.read(self.coded, self.source.name)
+        back = Memory(archive.source_size)
+        restore(archive, back, self.threads, None)
+        with mapped(self.source.path) as view:
+            whole = np.array_equal(back.data, np.frombuffer(view, np.uint8))
+        n_views = len(archive.views()) or len(archive.tensors)
+        if not whole or len(restored) != n_views:
             raise ValueError(f"{self.name}: {self.source.name} came back changed")
 
     def close(self) -> None:

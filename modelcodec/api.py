@@ -150,9 +150,9 @@ def load_file(path: str | Path, framework: Framework = "np", *, threads: int | N
         return _all(file)
 
 
-def load(data: bytes, framework: Framework = "np") -> dict[str, Any]:
+def load(data: bytes | memoryview, framework: Framework = "np", *, threads: int | None = None) -> dict[str, Any]:
     """All tensors of a compressed checkpoint held in memory."""
-    with TensorFile.of_bytes(data, framework) as file:
+    with TensorFile.of_bytes(data, framework, threads=threads) as file:
         return _all(file)
 
 

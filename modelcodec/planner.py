@@ -16,7 +16,7 @@ from modelcodec.stages.constant import Constant
 from modelcodec.stages.fields import Fields
 from modelcodec.stages.palette import MOST, Palette
 from modelcodec.stages.planes import Planes
-from modelcodec.stages.rans import Rans
+from modelcodec.stages.rans import VECTOR_WORDS, Rans
 from modelcodec.stages.raw import Raw
 from modelcodec.stages.sparse import Sparse
 from modelcodec.stages.split_float import SplitFloat
@@ -243,7 +243,8 @@ def _split_level(x: Array, dtype: str, level: int) -> int:
 
 def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
     level = _split_level(x, dtype, level)
-    then = {"symbols": Plan(Rans(_TABLE_BITS[level], _SAMPLE[level]))}
+    table_bits = _TABLE_BITS[SMALL if level == DEFAULT_LEVEL and x.size < VECTOR_WORDS else level]
+    then = {"symbols": Plan(Rans(table_bits, _SAMPLE[level]))}
     if x.itemsize > 2 and (level > FAST or x.itemsize == 8):
         low = _low_plan(x, level)
         if low is not None:

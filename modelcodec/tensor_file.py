@@ -81,15 +81,17 @@ class TensorFile:
             raise
 
     @classmethod
-    def of_bytes(cls, data: bytes | memoryview, framework: Framework = "np") -> TensorFile:
+    def of_bytes(cls, data: bytes | memoryview, framework: Framework = "np", *, threads: int | None = None) -> TensorFile:
         """The same over bytes in memory."""
         self = cls.__new__(cls)
-        self._torch, self._threads, self._stack = _is_torch(framework), thread_count(None), ExitStack()
+        self._torch, self._threads, self._stack = _is_torch(framework), thread_count(threads), ExitStack()
         self._open(container.read(memoryview(data), "bytes"))
         return self
 
     def _open(self, source: container.Container) -> None:
         self._source = source
+        # The last frame of which a part was asked for: small tensors are neighbours in one.
+        self._kept: tuple[int, int, Array, int] | None = None
         views = source.views()
         self._tensors: dict[str, _Place] = {}
         for view in views:
@@ -105,6 +107,7 @@ class TensorFile:
 
     def close(self) -> None:
         self._tensors = {}
+        self._kept = None
         self._stack.close()
 
     def keys(self) -> list[str]:
@@ -158,11 +161,15 @@ class TensorFile:
         def decode(number: int) -> int:
             at, size = number * step, holder.words_of(number) * word
             inside = start <= at and at + size <= end and (at - start + out.ctypes.data) % word == 0
-            target = out[at - start : at - start + size] if inside else np.empty(size, np.uint8)
-            digest = self._source.decode_frame(holder, number, target.view(frames.WORD[word]))
-            if not inside:
-                low, high = max(start, at), min(end, at + size)
-                out[low - start : high - start] = target[low - at : high - at]
+            if inside:
+                return self._source.decode_frame(holder, number, out[at - start : at - start + size].view(frames.WORD[word]))
+            kept = self._kept
+            if kept is None or kept[:2] != (holder.start, number):
+                target = np.empty(size, np.uint8)
+                kept = self._kept = holder.start, number, target, self._source.decode_frame(holder, number, target.view(frames.WORD[word]))
+            _, _, target, digest = kept
+            low, high = max(start, at), min(end, at + size)
+            out[low - start : high - start] = target[low - at : high - at]
             return digest
 
         numbers = range(start // step, -(-end // step))

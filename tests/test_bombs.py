@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import forge
+import numpy as np
 import pytest
 from forge import CODED, SAME, VIEWS, Entry, container, frame, node, skeleton
 from test_tensor_file import view, viewed
 
+import modelcodec
 from modelcodec import errors
+from modelcodec.formats import container as containers
 from modelcodec.restoration import restore
 from modelcodec.wire import byte_string, varint
 
@@ -206,3 +209,13 @@ def test_times(outcomes: dict[str, tuple[str, float]]) -> None:
 @pytest.mark.parametrize("name", ["skeleton of more than 1 GiB", "views of more than 1 GiB", "9 deep", "65 nodes", "arrays of 9 times the frame"])
 def test_what_is_too_much_is_a_limit(name: str, outcomes: dict[str, tuple[str, float]]) -> None:
     assert outcomes[name][0] == "LimitExceeded"
+
+
+def test_more_views_than_their_bytes_can_name() -> None:
+    """Names that count up compress without end: a file of a few KB would keep the reader busy for minutes."""
+    views = b"".join(byte_string(str(k).encode()) + bytes([1, 0, 1, 0]) for k in range(6000))
+    data = varint(6000) + views
+    tensor = next(entry for entry in containers.read(memoryview(modelcodec.save({"w": np.zeros(4, np.uint8)})), "").entries if entry.name == "w")
+    assert len(containers._read_views(data, [tensor, tensor], 1000, "")) == 6000
+    with pytest.raises(errors.LimitExceeded, match="views"):
+        containers._read_views(data, [tensor, tensor], 10, "")

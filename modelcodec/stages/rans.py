@@ -16,7 +16,7 @@ from modelcodec.wire import Reader, varint
 
 VECTOR_WORDS = 1 << 16
 """From here on 64 lanes, which vector code takes at once. A lane's states cost about two bytes."""
-WORDS_A_LANE = 1 << 12
+WORDS_A_LANE = 1 << 14
 """Fewer words have lanes in this proportion."""
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
