@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from modelcodec.report import Report
 
 
+CHECKPOINTS = frozenset((".safetensors", ".pt", ".pth", ".th", ".ckpt", ".gguf", ".onnx", ".npy", ".npz"))
+"""Names of files in which tensors are expected: where none are found, something may be wrong with the file."""
+
+
 @click.command(short_help="Compress files and folders.")
 @options.inputs
 @options.level
@@ -63,7 +67,8 @@ def compress(
         return api.compress(src, dst, level=level, threads=threads or None, overwrite=place.force, verify=not no_verify, sha256=sha256, progress=progress)
 
     def told(report: Report) -> str:
-        return shrunk(report) + (", not verified" if no_verify else ", verified")
+        unread = report.format == "bytes" and Path(report.source).suffix in CHECKPOINTS
+        return shrunk(report) + (", not verified" if no_verify else ", verified") + (", kept as bytes: no tensors could be read" if unread else "")
 
     def renamed(path: Path) -> Path:
         from modelcodec import api

@@ -31,15 +31,16 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Callable[[str], tuple[str, str]]:
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[str, str]]:
     """Arm and digest under some settings. Each has its own folder for compiled kernels, which the next run of the tests finds again."""
     found: dict[str, tuple[str, str]] = {}
 
     def result(name: str) -> tuple[str, str]:
         if name not in found:
             environment = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")} | SETTINGS[name][1] | {"PYTHONPATH": str(ROOT)}
-            if request.config.cache:
-                environment["XDG_CACHE_HOME"] = str(request.config.cache.mkdir(f"arm-{name.replace(' ', '-')}"))
+            folder = f"arm-{name.replace(' ', '-')}"
+            kept = getattr(request.config, "cache", None)  # none where pytest runs without its cache
+            environment["XDG_CACHE_HOME"] = str(kept.mkdir(folder) if kept else tmp_path_factory.mktemp(folder))
             done = subprocess.run([sys.executable, "tests/every_arm.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{name}: {done.stderr}"
             arm, digest = done.stdout.split()
