@@ -22,7 +22,7 @@ from modelcodec.stages.sparse import Sparse
 from modelcodec.stages.split_float import SplitFloat
 from modelcodec.stages.widen import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, Widen
 from modelcodec.stages.zstd import Zstd
-from modelcodec.types import Array, TensorSpec
+from modelcodec.types import U8, Array, TensorSpec
 
 FAST, DEFAULT_LEVEL, SMALL = 1, 5, 9
 LEVELS = (FAST, DEFAULT_LEVEL, SMALL)
@@ -349,4 +349,4 @@ def _parts(stage: Sparse | Palette | Planes | Fields, x: Array) -> tuple[Array, 
     return encoded.parts
 
 
-_NO_CONTEXT = FrameContext(TensorSpec("", None, ()), 0, 0)  # type: ignore[arg-type]
+_NO_CONTEXT = FrameContext(TensorSpec("", U8, ()), 0, 0)

@@ -69,7 +69,7 @@ CALLED = [
     ("torch.nn", "Linear"), ("torch.nn.modules.linear", "Linear"), ("torch", "os.system"), ("torch._utils", "os.system"), ("__torch__.evil", "Module"),
     ("torch._utils.os", "system"),
 ]  # fmt: skip
-ARGUMENT = "touch /tmp/modelcodec-was-here"
+ARGUMENT = "touch modelcodec-was-here"
 
 
 def _text(value: str, protocol: int) -> bytes:
