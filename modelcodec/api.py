@@ -302,15 +302,15 @@ def _containers_in(folder: Path) -> list[str]:
 
 
 def _check_shards(folder: Path, files: Sequence[FolderFile]) -> None:
-    """Every shard that an index names is there. Raises CorruptFile."""
+    """Every shard that an index names is there, or none: a download of one format may bring another one's index along. Raises CorruptFile."""
     there = {file.name for file in files}
     for file in files:
         if INDEX_PART in file.name and file.name.endswith(".json"):
             beside = file.name.rpartition("/")[0]
-            for shard in shard_names((folder / file.name).read_bytes()):
-                name = f"{beside}/{shard}" if beside else shard
-                if name not in there:
-                    raise CorruptFile(f"{folder / file.name}: the shard {shard!r} that it names is missing; fetch it again")
+            shards = shard_names((folder / file.name).read_bytes())
+            missing = [shard for shard in shards if (f"{beside}/{shard}" if beside else shard) not in there]
+            if 0 < len(missing) < len(shards):
+                raise CorruptFile(f"{folder / file.name}: the shard {missing[0]!r} that it names is missing; fetch it again")
 
 
 def _folder_report(folder: Path, target: str, reports: list[Report]) -> Report:

@@ -175,7 +175,7 @@ def float_plan(x: Array, dtype: str, level: int) -> Plan:
     """Zeros apart, narrower floats narrow, few values as a palette; else sign, exponent and mantissa apart."""
     seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x, dtype, level)])
     if seen.zeros * _SPARSE_SHARE > seen.n_sampled and x.size >= 64:
-        return _sparse(x, dtype, level)
+        return _masked(x, 0, dtype, level)
     for kind, low_bits, narrow_dtype in _WIDE_FLOATS.get(dtype, ()):
         if not seen.every & ((1 << low_bits) - 1):
             narrow = _narrowed(x, kind)
@@ -204,10 +204,6 @@ def _repeats(x: Array, bits: int) -> bool:
 def _narrowed(x: Array, kind: int) -> Array | None:
     encoded = Widen(kind).encode(x, _NO_CONTEXT)
     return None if encoded is None else encoded.parts[0]
-
-
-def _sparse(x: Array, dtype: str | None, level: int) -> Plan:
-    return _masked(x, 0, dtype, level)
 
 
 def _masked(x: Array, fill: int, dtype: str | None, level: int) -> Plan:
@@ -269,7 +265,7 @@ def integer_plan(x: Array, level: int) -> Plan:
     """Narrower where the high bytes are zero, masked where most are zero, few values as a palette; else the cheaper of byte planes and zstd."""
     zeros = int(np.count_nonzero(x == 0))
     if 2 * zeros > x.size and x.size >= 64:
-        return _sparse(x, None, level)
+        return _masked(x, 0, None, level)
     every = int(np.bitwise_or.reduce(x))
     for kind in (6, 7, 8, 4, 5):
         width, narrow = WIDTHS[kind]

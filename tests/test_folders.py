@@ -39,6 +39,16 @@ def test_a_missing_shard_is_found(sharded: Path) -> None:
         modelcodec.compress(sharded, overwrite=True)
 
 
+def test_the_index_of_another_format_may_stand_alone(sharded: Path) -> None:
+    """Hugging Face's download filters bring every JSON file, and only one format's shards."""
+    elsewhere = {"weight_map": {f"w{k}": f"pytorch_model-0000{k}-of-00002.bin" for k in (1, 2)}}
+    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(elsewhere))
+    coded = sharded.with_name("coded")
+    modelcodec.compress(sharded, coded)
+    modelcodec.verify(coded)
+    modelcodec.decompress(coded, sharded.with_name("back"))
+
+
 def test_a_folder_without_containers_is_not_verified(sharded: Path) -> None:
     with pytest.raises(UnsupportedFile):
         modelcodec.verify(sharded)
