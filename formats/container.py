@@ -313,16 +313,16 @@ class Container:
         if any(self.buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
             raise CorruptFile(f"{self.where}: the padding of {entry.name!r} is not zero; the file is damaged, fetch it again")
 
-    def _context(self, entry: Entry, number: int) -> FrameContext | None:
-        """What a frame of an entry with shared parts may know."""
-        if not entry.shared:
-            return None
-        group = number // entry.group_frames
-        start, end, size = entry.shared[group]
-        if not size:
-            return None
-        shared = self._shared(entry.start + start, entry.start + end, size, group, entry.name)
-        return FrameContext(entry.spec, number % entry.group_frames * entry.frame_words, entry.words_of(number), shared)
+    def _context(self, entry: Entry, number: int) -> FrameContext:
+        """What a frame of a coded entry may know."""
+        shared, first = None, 0
+        if entry.shared:
+            first = number % entry.group_frames * entry.frame_words
+            group = number // entry.group_frames
+            start, end, size = entry.shared[group]
+            if size:
+                shared = self._shared(entry.start + start, entry.start + end, size, group, entry.name)
+        return FrameContext(entry.spec, first, entry.words_of(number), shared, number * entry.frame_words)
 
     def _shared(self, start: int, end: int, size: int, group: int, name: str) -> Shared:
         """A group's shared part, decoded once and kept for the group's other frames."""

@@ -43,7 +43,8 @@ class Settings:
     def group_frames(self) -> int:
         """Frames that are planned together: several only where they may share something."""
         levels = {self.level, *(rule.level for rule in self.recipe.rules)}
-        return container.MOST_GROUP_FRAMES if SMALL in levels else 1
+        shared = SMALL in levels or any(rule.plan is not None and rule.plan.stage.shares for rule in self.recipe.rules)
+        return container.MOST_GROUP_FRAMES if shared else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +170,13 @@ def _jobs(pieces: Sequence[_Piece], group_frames: int) -> Iterator[_Job]:
 def _encode(job: _Job, settings: Settings, buffers: Buffers) -> container.EncodedGroup:
     word = job.spec.dtype.word
     x = frames.as_words(frames.as_bytes(job.data), word)
-    planned = settings.recipe.plan_group(job.spec, x, job.words, settings.level)
+    at = job.number * job.words
+    planned = settings.recipe.plan_group(job.spec, x, job.words, settings.level, at)
     shared, as_read = _shared_frame(planned.shared, job, settings) if planned.shared else (None, None)
     encoded = []
     for number, plan in enumerate(planned.plans):
         piece = x[number * job.words : (number + 1) * job.words]
-        context = FrameContext(job.spec, number * job.words, piece.size, planned.shared)
+        context = FrameContext(job.spec, number * job.words, piece.size, planned.shared, at + number * job.words)
         frame = frames.encode(piece, plan, context, job.number + number, buffers)
         if settings.verify:
             _read_back(frame, piece, job, number, replace(context, shared=as_read))

@@ -53,12 +53,12 @@ class Recipe:
                 return planner.plan(spec, x, rule.level or level)
         return planner.plan(spec, x, level)
 
-    def plan_group(self, spec: TensorSpec, x: Array, frame_words: int, level: int) -> planner.PlannedGroup:
-        """The plans for the words x of a group of frames, and what the frames share."""
+    def plan_group(self, spec: TensorSpec, x: Array, frame_words: int, level: int, at: int) -> planner.PlannedGroup:
+        """The plans for the words x of a group of frames, which starts at word `at` of its tensor, and what the frames share."""
         ruled = next((rule for rule in self.rules if rule.matches(spec)), None)
         plans = tuple(self.plan(spec, x[first : first + frame_words], level) for first in range(0, x.size, frame_words))
         if ruled is not None and ruled.plan is not None:
-            return planner.PlannedGroup(plans, None)
+            return planner.PlannedGroup(plans, ruled.plan.stage.prepare(spec, x, at))
         return planner.share(spec, x, frame_words, plans, (ruled.level if ruled else None) or level)
 
     @classmethod

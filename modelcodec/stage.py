@@ -25,12 +25,16 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class FrameContext:
-    """What a frame may know beside its own bytes: its tensor, the word of its group of frames that it starts with, its `n` words, the group's shared part."""
+    """What a frame may know beside its own bytes: its tensor, the word of its group of frames that it starts with, its `n` words, the group's shared part.
+
+    `at` is the word of the tensor that the frame starts with.
+    """
 
     spec: TensorSpec
     first: int
     n: int
     shared: Shared | None = None
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Stage(ABC):
     """decode(encode(x)) == x, bit for bit."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Names of the parts, for plans; `planes` and `fields` have as many as their data."""
+    shares: ClassVar[bool] = False
+    """Whether `prepare` may give something, so that frames are planned by groups."""
 
     @classmethod
     def option(cls, name: str, text: str) -> Any:
@@ -87,6 +93,10 @@ class Stage(ABC):
         """Names of the parts that are there; optional parts stand last in `parts`."""
         return cls.parts[:n_parts]
 
+    def prepare(self, spec: TensorSpec, x: Array, at: int) -> Shared | None:
+        """What the frames of a group share, as the root of a recipe's plan wants it; `x` are the group's words, from word `at` of the tensor on."""
+        return None
+
     @abstractmethod
     def encode(self, x: Array, context: FrameContext) -> Encoded | None:
         """Turn words into header, parts and payload; None where this stage does not apply to them. `x` is never changed."""
@@ -101,8 +111,8 @@ class Stage(ABC):
     def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
         """Fill `out` (n words).
 
-        `header` passed `layout`, `payload` (u1) and `parts` have the sizes that `layout` gave; their contents are untrusted. `context` is there in frames
-        with a shared part. Raises CorruptFile.
+        `header` passed `layout`, `payload` (u1) and `parts` have the sizes that `layout` gave; their contents are untrusted. `context` is None for
+        bytes that are no tensor's. Raises CorruptFile.
         """
 
 

@@ -68,7 +68,7 @@ def _spec(dtype: str, n: int) -> TensorSpec:
 
 def _code(dtype: str, x: Array, level: int) -> None:
     spec = _spec(dtype, x.size)
-    planned = Recipe().plan_group(spec, x, x.size, level)
+    planned = Recipe().plan_group(spec, x, x.size, level, 0)
     _round_trip(x, planned.plans[0], FrameContext(spec, 0, x.size, planned.shared))
 
 
