@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from modelcodec import frame as frames
 from modelcodec.errors import CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
 from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
 from modelcodec.frame import EncodedFrame
+from modelcodec.kernels.memory import address_of
 from modelcodec.limits import LIMITS
 from modelcodec.stage import FrameContext, Shared
 from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, TensorSpec, View
@@ -280,6 +282,10 @@ class Container:
     _kept: dict[int, Shared] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
+    @cached_property
+    def _address(self) -> int:
+        return address_of(np.frombuffer(self.buffer, np.uint8))
+
     @property
     def skeleton(self) -> Entry:
         return self.entries[0]
@@ -291,6 +297,26 @@ class Container:
     def resolve(self, entry: Entry) -> Entry:
         """The entry that holds the bytes."""
         return self.entries[entry.same] if entry.kind == SAME else entry
+
+    def decode_frames(self, entry: Entry, first: int, out: Array) -> list[int]:
+        """Decode as many frames from number `first` on as fill `out` (u1, aligned to the words), several in one kernel call; returns their digests."""
+        word = entry.spec.dtype.word
+        step = entry.frame_words * word
+        n = -(-out.size // step)
+        places = [(first + i, i * step, min((i + 1) * step, out.size)) for i in range(n)]
+        if not entry.coded or entry.shared or word not in (2, 4):
+            return [self.decode_frame(entry, number, out[start:end].view(frames.WORD[word])) for number, start, end in places]
+        rows = np.empty((n, frames.RUN_COLUMNS), np.int64)
+        rows[:, 0] = entry.frame_starts[first : first + n] + np.uint64(entry.start + self._address)
+        rows[:, 1] = entry.frame_ends[first : first + n] - entry.frame_starts[first : first + n]
+        rows[:, 2:] = [(number, address_of(out) + start, (end - start) // word) for number, start, end in places]
+        digests, decoded = frames.decode_run(rows, word)
+        if first + n == entry.n_frames:
+            self._check_padding(entry)
+        return [
+            int(digest) if good else self.decode_frame(entry, number, out[start:end].view(frames.WORD[word]))
+            for digest, good, (number, start, end) in zip(digests, decoded, places, strict=True)
+        ]
 
     def decode_frame(self, entry: Entry, number: int, out: Array) -> int:
         """Decode a frame of an ordinary or coded entry into `out` (u1, u2, u4 or u8 words); returns its digest."""
@@ -394,6 +420,21 @@ def read(buffer: memoryview, where: str) -> Container:
         raise CorruptFile(f"{where}: {len(buffer) - data - rows[-1][3]} bytes follow the last entry; the file is damaged, fetch it again")
     directory = buffer[data : data + rows[0][3]]
     return _read_directory(directory, buffer, data, metadata, rows[1:], where)
+
+
+def read_front(take: Callable[[int], memoryview], where: str) -> Container:
+    """Parse header and directory of an untrusted container that comes front to back: `take(n)` gives its next n bytes, or raises TruncatedFile.
+
+    The container's buffer is these bytes alone: frames are decoded by one that `replace` gives another buffer. Raises what `read` raises.
+    """
+    opening = bytes(take(8))
+    n_header = int.from_bytes(opening, "little")
+    if n_header > LIMITS.header_bytes:
+        raise UnsupportedFile(f"{where}: not a modelcodec file (a safetensors header of {n_header} bytes is not possible)")
+    opening += bytes(take(n_header))
+    metadata, rows = _read_header(opening[8:], where)
+    front = memoryview(opening + bytes(take(rows[0][3])))
+    return _read_directory(front[len(opening) :], front, len(opening), metadata, rows[1:], where)
 
 
 _Row = tuple[str, str, tuple[int, ...], int]

@@ -32,8 +32,8 @@ from modelcodec.kernels.memory import (
     store_u64,
     trailing_zeros,
 )
-from modelcodec.kernels.rans import Packed, group_a, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
-from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES
+from modelcodec.kernels.rans import Packed, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
+from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES, group_a
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.class_rans_avx512 import map_row, pack_rounds, unpack_rounds

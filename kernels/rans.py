@@ -51,16 +51,18 @@ from modelcodec.kernels.memory import (
     store_u64,
     trailing_zeros,
 )
-from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE
+from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE, Frame, group_a
 
 if arms.ARM == "avx512vbmi":
-    from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_rounds
+    from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_pair_rounds, unpack_rounds
 elif arms.ARM in ("avx2", "sse41", "neon"):
     from modelcodec.kernels.rans_permuted import pack_rounds, unpack_rounds
+    from modelcodec.kernels.rans_scalar import unpack_pair_rounds
 elif arms.ARM == "vector":
+    from modelcodec.kernels.rans_scalar import unpack_pair_rounds
     from modelcodec.kernels.rans_vector import pack_rounds, unpack_rounds
 else:
-    from modelcodec.kernels.rans_scalar import pack_rounds, unpack_rounds
+    from modelcodec.kernels.rans_scalar import pack_rounds, unpack_pair_rounds, unpack_rounds
 
 __all__ = [
     "Packed", "Status", "Table", "coded_bits", "histogram", "histogram_split", "normalise", "pack", "pack_bound", "pack_reference", "pack_split", "read_table",
@@ -82,12 +84,6 @@ class Packed:
     units_b: int
     n_escapes: int
     n_bytes: int
-
-
-@piece(int64(int64, int64))
-def group_a(n, groups):
-    """Words of group A."""
-    return n if groups == 1 else min(n, 64 * ((((n + 63) >> 6) + 1) >> 1))
 
 
 @piece(int64(int64, int64))
@@ -197,7 +193,9 @@ def split_block(kind, s, words, rest, low, n, first, m, work):
     _put_rest_numbers(rest, n, first, m, s + 1, work + NUMBERS)
 
 
-# Unpacking
+# Unpacking. A `Frame` is what is to be decoded: n words into `out`. Addresses: payload (untrusted), out, rest, low, symbols and frequencies (u2, n_symbols of
+# them), work. Whoever makes one has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; work has
+# NOTES + n / 8 + 8 bytes; lanes and bits are in range, and no number is negative or above 2^32.
 
 
 @piece(int64(*(int64,) * 15))
@@ -255,15 +253,10 @@ def patch_escapes(kind, s, out, n, escaped, n_escapes, work):
     return _OK if k == n_escapes else _ESCAPES
 
 
-@piece(int64(*(int64,) * 19))
-def unpack_frame(
-    kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work
-):
-    """Decode n words into `out`. Addresses: payload (untrusted), out, rest, low, symbols and frequencies (u2, n_symbols of them), work. Returns a status.
-
-    The caller has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; work has NOTES + n / 8 + 8 bytes; lanes
-    and bits are in range, and no number is negative or above 2^32.
-    """
+@piece(int64(Frame))
+def _begin_frame(frame):
+    """Prove the payload's size, write the tables and the states. Returns a status."""
+    kind, s, payload, n_payload, _, _, _, _, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work = frame
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
     n_states = groups << lanes_log2
     if n_payload != 2 * (units_a + units_b) + 4 * n_states + n_escapes * width:
@@ -273,13 +266,28 @@ def unpack_frame(
         return _TABLE
     for rank in range(n_symbols + (escape > 0)):
         fill(work + RANK + load_u16(work + START + 2 * rank), rank, load_u16(work + FREQUENCY + 2 * rank))
+    copy(work + STATES, payload + 2 * (units_a + units_b), 4 * n_states)
+    return _OK
+
+
+@piece(types.UniTuple(int64, 3)(Frame))
+def _unpack_rounds(frame):
+    """Whole rounds by the arm's vector code: how many in each group, and the places after their units."""
+    kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, _, _, _, _, n_symbols, escape, work = frame
+    middle = payload + 2 * units_a
+    if lanes_log2 < 6:
+        return int64(0), payload, middle
+    return unpack_rounds(kind, s, payload, payload + n_payload, middle, out, rest, low, n, group_a(n, groups), bits, groups, n_symbols, escape, work)
+
+
+@piece(int64(Frame, int64, int64, int64))
+def _finish_frame(frame, done, a, b):
+    """What is left after `done` rounds of each group, whose next units stand at a and b; the final checks. Returns a status."""
+    kind, s, payload, _, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, _, _, n_symbols, _, work = frame
     middle = payload + 2 * units_a
     initial = middle + 2 * units_b
-    copy(work + STATES, initial, 4 * n_states)
+    n_states = groups << lanes_log2
     n_a = group_a(n, groups)
-    done, a, b = 0, payload, middle
-    if lanes_log2 == 6:
-        done, a, b = unpack_rounds(kind, s, payload, payload + n_payload, middle, out, rest, low, n, n_a, bits, groups, n_symbols, escape, work)
     for group in range(groups):
         first, last, units, end = (n_a, n, b, initial) if group else (int64(0), n_a, a, middle)
         states = work + STATES + 256 * group
@@ -296,12 +304,43 @@ def unpack_frame(
     return patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
 
 
+@piece(int64(Frame))
+def unpack_frame(frame):
+    """Decode a frame. Returns a status."""
+    status = _begin_frame(frame)
+    if status:
+        return status
+    done, a, b = _unpack_rounds(frame)
+    return _finish_frame(frame, done, a, b)
+
+
+@piece(types.UniTuple(int64, 2)(Frame, Frame))
+def unpack_two(first, second):
+    """Decode two frames, whose work does not overlap, side by side where the arm has code for it, else one after the other. Returns their statuses."""
+    status_1, status_2 = _begin_frame(first), _begin_frame(second)
+    done, a_1, b_1, a_2, b_2 = int64(-1), int64(0), int64(0), int64(0), int64(0)
+    if status_1 == _OK and status_2 == _OK:
+        done, a_1, b_1, a_2, b_2 = unpack_pair_rounds(first, second)
+    for i in range(2):
+        frame, status, a, b = (second, status_2, a_2, b_2) if i else (first, status_1, a_1, b_1)
+        if status == _OK:
+            rounds = done
+            if done < 0:
+                rounds, a, b = _unpack_rounds(frame)
+            status = _finish_frame(frame, rounds, a, b)
+        if i:
+            status_2 = status
+        else:
+            status_1 = status
+    return status_1, status_2
+
+
 @kernel
 def _unpack(
     kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work
 ):
     return unpack_frame(
-        kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work
+        (kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work)
     )
 
 

@@ -37,11 +37,15 @@ from modelcodec.kernels.rans_layout import (
     START,
     STATES,
     VALUE,
+    Frame,
+    group_a,
 )  # fmt: skip
 from modelcodec.kernels.rans_words import Planes, block_places, join_u32, narrow_words, plane_masks, plane_places, split_u32, store_rest, widen_words
-from modelcodec.kernels.simd import Vector, bit_fields, compress, emit, expand, fence, load, loop, offset, permute, permute2, splat, store
+from modelcodec.kernels.simd import Vector, bit_fields, compress, emit, expand, fence, load, loop, offset, permute, permute2, prefetch, splat, store
 
 _I64 = ir.IntType(64)
+AHEAD = 512
+"""Bytes between what is decoded and what is asked for from memory, for a pair of frames: more streams than the processor foresees by itself."""
 BYTES_A_ROUND = 128
 """A round takes at most this many bytes of units and, loading whole vectors, touches no more."""
 
@@ -167,13 +171,27 @@ def renormalise(builder: Any, states: Sequence[Vector], units: Any) -> tuple[lis
     return result, units
 
 
+def _renormalise_pairs(builder: Any, states: Sequence[Vector], units: Any) -> tuple[list[Vector], Any]:
+    """The same with fewer instructions, whose results come later: better where there are other rounds to go on with meanwhile."""
+    result = []
+    for first in range(0, len(states), 2):
+        pair = states[first : first + 2]
+        lows = [x.below(1 << 16) for x in pair]
+        both = lows[0].pick(range(32), lows[1])
+        taken = expand(load(builder, units, 16, 32), both)
+        for x, low, half in zip(pair, lows, (0, 16), strict=True):
+            result.append(low.where(x << 16, x) | taken.pick(range(half, half + 16)).widen(32))
+        units = builder.add(units, builder.shl(builder.ctpop(both.as_number()), _i64(1)))
+    return result, units
+
+
 def _note(builder: Any, work: Any, k: Any, escapes: Vector) -> None:
     """Keep which of the k-th 64 words are escapes."""
     place = builder.add(offset(builder, work, NOTES), builder.shl(k, _i64(3)))
     store(place, Vector(builder, builder.bitcast(escapes.as_number(), ir.VectorType(_I64, 1))))
 
 
-def _two_rounds_of_256(bfloat16: bool) -> Any:
+def _two_rounds_of_256(bfloat16: bool, renormalise: Any = renormalise) -> Any:
     """A round of each group with a table of 8 bits and at most 64 ranks. Words are any split ones or, faster, those with 8 bits of symbol above 7 of rest."""
 
     def rounds(builder: Any, states: Any, a: Any, b: Any, k_a: Any, k_b: Any, to_a: Any, to_b: Any, planes: Any, bits: Any, escape: Any, work: Any) -> Any:
@@ -270,6 +288,79 @@ _unpack_256_bfloat16, _unpack_256 = _unpack_loop(_two_rounds_of_256(True)), _unp
 _unpack_2048, _unpack_2048_many, _unpack_4096 = _unpack_loop(_two_rounds(2048, 64)), _unpack_loop(_two_rounds(2048, 256)), _unpack_loop(_two_rounds(4096, 256))
 
 
+@emit(types.UniTuple(int64, 5)(*(int64,) * 16))
+def _unpack_pair_256(
+    builder: Any, a_1: Any, b_1: Any, limit_1: Any, a_2: Any, b_2: Any, limit_2: Any, count: Any, k_b: Any,
+    to_1: Any, to_2: Any, rest_1: Any, rest_2: Any, escape_1: Any, escape_2: Any, work_1: Any, work_2: Any,
+) -> Any:  # fmt: skip
+    """`count` rounds of both groups of two frames of bfloat16, less where units could be read past a limit. Returns rounds, places."""
+    two_rounds = _two_rounds_of_256(bfloat16=True, renormalise=_renormalise_pairs)
+    frames = ((to_1, rest_1, escape_1, work_1), (to_2, rest_2, escape_2, work_2))
+    works_b = [offset(builder, work, STATES + 256) for work in (work_1, work_2)]
+
+    def more(current: Any) -> Any:
+        *_, a_1, b_1, a_2, b_2, i = current
+        go_on = builder.icmp_signed("<", i, count)
+        for place, limit in ((a_1, limit_1), (b_1, limit_1), (a_2, limit_2), (b_2, limit_2)):
+            go_on = builder.and_(go_on, builder.icmp_signed("<=", place, limit))
+        return go_on
+
+    def body(current: Any) -> Any:
+        *states, a_1, b_1, a_2, b_2, i = current
+        k = i, builder.add(k_b, i)
+        result, places = [], []
+        for which, ((to, rest, escape, work), a, b) in enumerate(zip(frames, (a_1, a_2), (b_1, b_2), strict=True)):
+            at = [builder.add(to, builder.shl(each, _i64(7))) for each in k]
+            planes = [rest] * 4 + [_i64(64)] * 4
+            for each, place in zip(k, at, strict=True):
+                for line in (0, 64):
+                    prefetch(builder, offset(builder, place, AHEAD + line), write=True)
+                prefetch(builder, offset(builder, builder.add(rest, builder.shl(each, _i64(6))), AHEAD))
+            for place in (a, b):
+                prefetch(builder, offset(builder, place, AHEAD))
+            *moved, a, b = two_rounds(builder, states[8 * which :][:8], a, b, *k, *at, planes, _i64(8), escape, work)
+            fence(builder)
+            result += moved
+            places += [a, b]
+        return *result, *places, builder.add(i, _i64(1))
+
+    states = [state for work, states_b in zip((work_1, work_2), works_b, strict=True) for state in load_states(builder, work, states_b)]
+    *states, a_1, b_1, a_2, b_2, i = loop(builder, [*states, a_1, b_1, a_2, b_2, _i64(0)], more, body)
+    for which, (work, states_b) in enumerate(zip((work_1, work_2), works_b, strict=True)):
+        store_states(builder, work, states_b, states[8 * which :][:8])
+    return i, a_1, b_1, a_2, b_2
+
+
+@piece(types.void(int64))
+def _by_slot(work):
+    """BY_SLOT, for tables of 8 bits."""
+    for slot in range(256):
+        rank = load_u8(work + RANK + slot)
+        store_u8(work + BY_SLOT + slot, load_u16(work + FREQUENCY + 2 * rank))
+        store_u8(work + BY_SLOT + 256 + slot, slot - load_u16(work + START + 2 * rank))
+
+
+@piece(types.UniTuple(int64, 5)(Frame, Frame))
+def unpack_pair_rounds(first, second):
+    """Decode rounds of two frames side by side, since one alone waits for itself, while nothing outside the payloads can be read: bfloat16, tables of 8 bits.
+
+    Returns how many in each group, -1 where these frames are no such pair, and the places after units A and B of each.
+    """
+    kind_1, s_1, payload_1, n_payload_1, out_1, rest_1, _, n_1, bits_1, _, groups_1, units_1, _, _, _, _, ranks_1, _, work_1 = first
+    kind_2, s_2, payload_2, n_payload_2, out_2, rest_2, _, n_2, bits_2, _, groups_2, units_2, _, _, _, _, ranks_2, _, work_2 = second
+    same = kind_1 == SPLIT2 and kind_2 == SPLIT2 and s_1 == 7 and s_2 == 7 and bits_1 == 8 and bits_2 == 8 and n_1 == n_2
+    if not same or groups_1 != 2 or groups_2 != 2 or ranks_1 > 63 or ranks_2 > 63:
+        return -1, 0, 0, 0, 0
+    _by_slot(work_1)
+    _by_slot(work_2)
+    n_a = group_a(n_1, 2)
+    return _unpack_pair_256(
+        payload_1, payload_1 + 2 * units_1, payload_1 + n_payload_1 - BYTES_A_ROUND,
+        payload_2, payload_2 + 2 * units_2, payload_2 + n_payload_2 - BYTES_A_ROUND,
+        (n_1 - n_a) >> 6, n_a >> 6, out_1, out_2, rest_1, rest_2, ranks_1, ranks_2, work_1, work_2,
+    )  # fmt: skip
+
+
 @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
 def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a, bits, groups, n_symbols, escape, work):
     """Decode rounds of 64 lanes while nothing outside the payload can be read. Returns how many in each group, and the places after their units.
@@ -282,10 +373,8 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
     a, done = payload, int64(0)
     if n_symbols > 255 or whole == 0:
         return done, payload, middle
-    for slot in range(256 if bits == 8 else 0):
-        rank = load_u8(work + RANK + slot)
-        store_u8(work + BY_SLOT + slot, load_u16(work + FREQUENCY + 2 * rank))
-        store_u8(work + BY_SLOT + 256 + slot, slot - load_u16(work + START + 2 * rank))
+    if bits == 8:
+        _by_slot(work)
     for rank in range(n_symbols + (escape > 0)):
         store_u16(work + SHIFTED + 2 * rank, load_u16(work + VALUE + 2 * rank) << s)
     limit = payload_end - BYTES_A_ROUND

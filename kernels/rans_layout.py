@@ -6,6 +6,14 @@ symbols in their order, the escape last.
 
 from __future__ import annotations
 
+from numba import types
+from numba.types import int64
+
+from modelcodec.kernels.jit import piece
+
+Frame = types.UniTuple(int64, 19)
+"""kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work"""
+
 STATES = 0
 """u32, 64 of group A, 64 of group B"""
 BLOCK = STATES + 512
@@ -43,3 +51,9 @@ ENTRIES = HALVES + 2 * 128 * ROUNDS_AT_ONCE
 """for arms that read tables entry by entry: u32 by slot (unpacking), u64 by symbol, counted from the first one (packing)"""
 NOTES = ENTRIES + 4 * 4096
 """u64, which of 64 words are escapes; what follows them depends on the number of words"""
+
+
+@piece(int64(int64, int64))
+def group_a(n, groups):
+    """Words of group A."""
+    return n if groups == 1 else min(n, 64 * ((((n + 63) >> 6) + 1) >> 1))

@@ -78,6 +78,9 @@ class Vector:
     def __or__(self, other: Vector | int) -> Vector:
         return self._new(self.builder.or_(self.value, self._operand(other)))
 
+    def __xor__(self, other: Vector | int) -> Vector:
+        return self._new(self.builder.xor(self.value, self._operand(other)))
+
     def __lshift__(self, other: Vector | int) -> Vector:
         return self._new(self.builder.shl(self.value, self._operand(other)))
 
@@ -222,6 +225,14 @@ def fence(builder: Any) -> None:
     builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
 
+def prefetch(builder: Any, address: Any, write: bool = False) -> None:
+    """Ask for the cache line at an address, which need not exist, to be there soon."""
+    kinds = [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3]
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0")
+    pointer = builder.inttoptr(address, kinds[0])
+    builder.call(function, [pointer, *(ir.Constant(ir.IntType(32), number) for number in (int(write), 3, 1))])
+
+
 def opaque(builder: Any, number: Any) -> Any:
     """The same number, unknown to the compiler, which would otherwise put a load that only one side of a choice needs behind a jump nobody can foresee."""
     return builder.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], False)
@@ -270,7 +281,7 @@ def permute2(low: Vector, high: Vector, index: Vector) -> Vector:
 
 def expand(vector: Vector, mask: Vector) -> Vector:
     """Lanes from the lowest on go to where the mask is set; the others are zero."""
-    return vector.call("llvm.x86.avx512.mask.expand.v16i32", vector.each([0] * 16), mask)
+    return vector.call(f"llvm.x86.avx512.mask.expand.v{vector.lanes}i{vector.bits}", vector.each([0] * vector.lanes), mask)
 
 
 def compress(vector: Vector, mask: Vector) -> Vector:

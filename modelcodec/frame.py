@@ -16,7 +16,8 @@ import xxhash
 from modelcodec.arena import Buffers, of_thread
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecError
 from modelcodec.kernels import whole_frame
-from modelcodec.kernels.whole_frame import SPLIT_FLOAT
+from modelcodec.kernels.memory import address_of
+from modelcodec.kernels.whole_frame import USUAL_BYTES
 from modelcodec.limits import LIMITS
 from modelcodec.stage import Encoded, FrameContext, Layout, Plan, Stage
 from modelcodec.stages import fused, stage_of
@@ -24,8 +25,6 @@ from modelcodec.types import Array
 from modelcodec.wire import Reader, byte_string, varint
 
 WORD: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
-USUAL_BYTES = 64
-"""Shorter frames are not worth the fast way; a head of 2^14 bytes does not occur in it."""
 RAW_NODE = b"\x00\x00"
 SEAL_BYTES = 4
 DIGEST_BYTES = 8
@@ -267,31 +266,28 @@ def _decode_part(node: Node, payload: Array, context: FrameContext | None) -> Ar
     return part
 
 
-def _decode_usual(frame: memoryview, number: int, out: Array) -> int | None:
-    """Decode a frame of the most common kind in one kernel call; None for any other frame and for any damage, which the general way then names."""
-    if len(frame) < USUAL_BYTES:
-        return None
-    start = 1 if frame[0] < 0x80 else 2
-    end = start + (frame[0] if start == 1 else frame[0] & 0x7F | frame[1] << 7)
-    if frame[start - 1] >= 0x80 or frame[start - 1] == 0 or end < start + DIGEST_BYTES + SEAL_BYTES or end > len(frame) or frame[start] != SPLIT_FLOAT:
-        return None
-    if CHECK_DIGESTS and int.from_bytes(frame[end - SEAL_BYTES : end], "little") != seal_of(frame[: end - SEAL_BYTES], number):
-        return None
-    if not whole_frame.decode(as_bytes(frame), start, end, out):
-        return None
-    digest = int.from_bytes(frame[end - SEAL_BYTES - DIGEST_BYTES : end - SEAL_BYTES], "little")
-    return digest if not CHECK_DIGESTS or digest_of(out) == digest else None
+RUN_COLUMNS = 5
+
+
+def decode_run(rows: Array, width: int) -> tuple[Array, Array]:
+    """Decode frames of the most common kind in one kernel call: their digests (u8), and which were decoded (bool).
+
+    rows: i8[:, 5], see `whole_frame.decode`. False for any other frame and for any damage, which `decode` then names; its words are garbage.
+    """
+    return whole_frame.decode(rows, width, CHECK_DIGESTS)
 
 
 def decode(frame: memoryview, number: int, out: Array, where: str, context: FrameContext | None = None) -> int:
     """Decode one frame into `out`, whose size and width say what is expected; returns its digest.
 
-    `frame` is untrusted; `number` of the frame in its tensor; `where` for messages; `context` for frames with a shared part. Raises CorruptFile,
+    `frame` is untrusted; `number` of the frame in its tensor; `where` for messages; `context` for frames of a tensor. Raises CorruptFile,
     LimitExceeded, UnsupportedFile; `out` is then garbage.
     """
-    digest = _decode_usual(frame, number, out)
-    if digest is not None:
-        return digest
+    if len(frame) >= USUAL_BYTES and out.itemsize in (2, 4):
+        row = np.array([[address_of(np.frombuffer(frame, np.uint8)), len(frame), number, address_of(out), out.size]])
+        (digest,), (decoded,) = decode_run(row, out.itemsize)
+        if decoded:
+            return int(digest)
     head = read_head(frame, number, out.itemsize, out.size, where)
     of_thread.decoding.reset()
     n_head = len(frame) - sum(node.layout.n_payload for node in head.root.walk())

@@ -19,6 +19,9 @@ from modelcodec.types import Array, DType, TensorSpec
 
 Framework = Literal["np", "numpy", "pt", "torch"]
 
+RUN_FRAMES = 8
+"""Frames that a thread decodes at a time."""
+
 _NUMPY = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -158,11 +161,13 @@ class TensorFile:
         if not out.size:
             return out
 
-        def decode(number: int) -> int:
-            at, size = number * step, holder.words_of(number) * word
-            inside = start <= at and at + size <= end and (at - start + out.ctypes.data) % word == 0
-            if inside:
-                return self._source.decode_frame(holder, number, out[at - start : at - start + size].view(frames.WORD[word]))
+        def decode(numbers: range) -> list[int]:
+            at, number = numbers[0] * step, numbers[0]
+            size = min(len(numbers) * step, holder.spec.n_bytes - at)
+            if start <= at and at + size <= end and (at - start + out.ctypes.data) % word == 0:
+                return self._source.decode_frames(holder, number, out[at - start : at - start + size])
+            if len(numbers) > 1:  # the first or the last of them is asked for in part
+                return [digest for each in numbers for digest in decode(range(each, each + 1))]
             kept = self._kept
             if kept is None or kept[:2] != (holder.start, number):
                 target = np.empty(size, np.uint8)
@@ -170,10 +175,11 @@ class TensorFile:
             _, _, target, digest = kept
             low, high = max(start, at), min(end, at + size)
             out[low - start : high - start] = target[low - at : high - at]
-            return digest
+            return [digest]
 
         numbers = range(start // step, -(-end // step))
-        digests = list(ordered(decode, numbers, min(self._threads, len(numbers))))
+        runs = [numbers[k : k + RUN_FRAMES] for k in range(0, len(numbers), RUN_FRAMES)]
+        digests = [digest for run in ordered(decode, runs, min(self._threads, len(runs))) for digest in run]
         if len(numbers) == holder.n_frames:
             container.check_tensor_digest(entry, digests, self._source.where)
         return out

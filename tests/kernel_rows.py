@@ -10,9 +10,10 @@ from math import isnan, log2
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from modelcodec.kernels import class_rans, frequencies, planes, rans, scale_classes, survey
+from modelcodec.kernels import class_rans, frequencies, planes, rans, scale_classes, survey, xxh3
 
 Array = NDArray[Any]
 WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -834,6 +835,11 @@ def entropy_bits_reference(counts: Array, coarser: int) -> tuple[int, int]:
     return int(sum(n * log2(sum(merged) / n) for n in merged)), len(merged)
 
 
+def _bytes_and_seed(source: random.Random) -> tuple[Array, int]:
+    n = source.choice((source.randrange(17, 700), 1024 * source.randrange(1, 5) + source.randrange(-1, 66)))
+    return np.frombuffer(source.randbytes(n), np.uint8), source.choice((0, 1, source.randrange(1 << 64)))
+
+
 KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.pack_planes", _numbers, pack_planes, pack_planes_reference),
     KernelRow("planes.unpack_planes", _plane_bytes, unpack_planes, unpack_planes_reference),
@@ -864,6 +870,7 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("scale_classes.count", _scaled_words, count, count_reference),
     KernelRow("scale_classes.of_classes", _counts_of_sums, of_classes, of_classes_reference),
     KernelRow("scale_classes.order0_bits", lambda source: (_words(source, 1, source.randrange(1, 500), 64),), order0_bits_is_near, lambda x: True),
+    KernelRow("xxh3.digest", _bytes_and_seed, xxh3.digest, lambda data, seed: xxhash.xxh3_64_intdigest(data, seed=seed)),
     KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
     KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),
 )
