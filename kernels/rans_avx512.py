@@ -446,14 +446,19 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
         result, places = [], []
         for group, units in enumerate((a, b)):
             even, odd = 2 * group, 2 * group + 1
+            kept = []
             for v, x in enumerate(states[4 * group :][:4]):
                 divisor, bias = _part(divisors[even], divisors[odd], v), _part(biases[even], biases[odd], v)
                 f, more = divisor & 4095, divisor >> 12
                 low, high = (pair[even + (v & 1)].of(32) for pair in (m_low, m_high))
                 m = low & 65535 | high << 16 if v < 2 else low >> 16 | high & 0xFFFF0000
                 full = f.least(x >> top).equals(f)
-                store(units, compress(x, full).narrow(16))
-                units = builder.add(units, builder.shl(builder.ctpop(full.as_number()), _i64(1)))
+                kept.append((x, full))
+                if v & 1:
+                    (before, full_before), low = kept[-2], [2 * j for j in range(32)]
+                    both = full_before.pick(range(32), full)
+                    store(units, compress(before.of(16).pick(low, x.of(16)), both))
+                    units = builder.add(units, builder.shl(builder.ctpop(both.as_number()), _i64(1)))
                 x = full.where(x >> 16, x)
                 q = high_product(x, m) >> more
                 result.append(x + bias + q * (total - f))

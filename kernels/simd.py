@@ -286,7 +286,7 @@ def expand(vector: Vector, mask: Vector) -> Vector:
 
 def compress(vector: Vector, mask: Vector) -> Vector:
     """Lanes where the mask is set go to the lowest places; the others are zero."""
-    return vector.call("llvm.x86.avx512.mask.compress.v16i32", vector.each([0] * 16), mask)
+    return vector.call(f"llvm.x86.avx512.mask.compress.v{vector.lanes}i{vector.bits}", vector.each([0] * vector.lanes), mask)
 
 
 def bit_fields(vector: Vector, first: Vector) -> Vector:

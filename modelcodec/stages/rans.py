@@ -20,7 +20,7 @@ WORDS_A_LANE = 1 << 14
 """Fewer words have lanes in this proportion."""
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
-SAMPLED_WORDS = 1 << 16
+SAMPLED_WORDS = 1 << 15
 """From here on a table may be made from a sample of at least this many words; what the sample did not see is escaped."""
 
 
