@@ -14,7 +14,7 @@ from numba import types
 from numba.types import int64, uint64
 
 from modelcodec.kernels.jit import inlined, kernel, piece
-from modelcodec.kernels.memory import address_of, fill, load_u8, load_u16, load_u32, load_u64, scratch, store_u32, store_u64
+from modelcodec.kernels.memory import address_of, fill, load_u8, load_u16, load_u32, load_u64, scratch, store_u16, store_u32, store_u64
 
 Array = np.ndarray[Any, Any]
 
@@ -399,9 +399,12 @@ def _get(data, position, n):
     return (load_u32(data + (position >> 3)) >> (position & 7)) & ((1 << n) - 1)
 
 
-@kernel
-def _read_table(data, n_bytes, bits, width, symbols, frequencies):
-    """Returns the number of symbols, or -1 where the untrusted bytes break a rule, and the frequency of the escape."""
+@piece(types.UniTuple(int64, 2)(*(int64,) * 6))
+def parse_table(data, n_bytes, bits, width, symbols, frequencies):
+    """Read untrusted bytes, with _SPARE more after them, into symbols and frequencies (addresses of u2, MAX_FREQUENCIES + 1).
+
+    Returns the number of symbols, or -1 where the bytes break a rule, and the frequency of the escape.
+    """
     end, position, n, escape, left = 8 * n_bytes, 16 * width, 0, int64(0), int64(1) << bits
     if position > end:
         return -1, escape
@@ -437,13 +440,19 @@ def _read_table(data, n_bytes, bits, width, symbols, frequencies):
         if first:
             escape, first = value, False
         else:
-            symbols[n], frequencies[n] = symbol, value
+            store_u16(symbols + 2 * n, symbol)
+            store_u16(frequencies + 2 * n, value)
             n += 1
         symbol += 1
     padding = end - position
     if left or padding > 7 or _get(data, position, padding):
         return -1, escape
     return n, escape
+
+
+@kernel
+def _read_table(data, n_bytes, bits, width, symbols, frequencies):
+    return parse_table(data, n_bytes, bits, width, symbols, frequencies)
 
 
 def read_table(data: Array | bytes | memoryview, bits: int, width: int) -> Table | None:
@@ -456,5 +465,5 @@ def read_table(data: Array | bytes | memoryview, bits: int, width: int) -> Table
     source = np.zeros(given.size + _SPARE, np.uint8)
     source[: given.size] = given
     symbols, frequencies = np.empty(MAX_FREQUENCIES + 1, np.uint16), np.empty(MAX_FREQUENCIES + 1, np.uint16)
-    n, escape = _read_table(address_of(source), given.size, bits, width, symbols, frequencies)
+    n, escape = _read_table(address_of(source), given.size, bits, width, address_of(symbols), address_of(frequencies))
     return None if n < 1 else Table(bits, symbols[:n], frequencies[:n], escape)

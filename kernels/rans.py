@@ -35,7 +35,7 @@ from modelcodec.kernels.frequencies import (
     require,
     write_table,
 )
-from modelcodec.kernels.jit import kernel, piece
+from modelcodec.kernels.jit import inlined, kernel, piece
 from modelcodec.kernels.memory import (
     address_of,
     copy,
@@ -52,6 +52,7 @@ from modelcodec.kernels.memory import (
     trailing_zeros,
 )
 from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE, Frame, group_a
+from modelcodec.kernels.xxh3 import LEAST_BYTES, xxh3_64
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_pair_rounds, unpack_rounds
@@ -335,13 +336,32 @@ def unpack_two(first, second):
     return status_1, status_2
 
 
+@inlined
+def _frame_of(row):
+    return (
+        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
+        row[10], row[11], row[12], row[13], row[14], row[15], row[16], row[17], row[18],
+    )  # fmt: skip
+
+
 @kernel
-def _unpack(
-    kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work
-):
-    return unpack_frame(
-        (kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work)
-    )
+def _unpack(frames, statuses, digests):
+    """Decode frames, i8[:, 19], two at a time; their work must not overlap. Sets their statuses (i8), and where `digests` (u8) has room those of their words.
+
+    A kind below 0 means no frame, and keeps its status.
+    """
+    n_frames = len(frames)
+    for first in range(0, n_frames, 2):
+        both = first + 1 < n_frames and frames[first, 0] >= 0 and frames[first + 1, 0] >= 0
+        if both:
+            statuses[first], statuses[first + 1] = unpack_two(_frame_of(frames[first]), _frame_of(frames[first + 1]))
+        for i in range(min(first + 1, n_frames - 1), first - 1, -1):  # the second was written last
+            kind, out, n, work = frames[i, 0], frames[i, 4], frames[i, 7], frames[i, 18]
+            if kind >= 0 and not both:
+                statuses[i] = unpack_frame(_frame_of(frames[i]))
+            width = 4 if kind == SPLIT4 else 1 if kind == U1 else 2
+            if kind >= 0 and i < len(digests) and n * width >= LEAST_BYTES:
+                digests[i] = xxh3_64(out, n * width, uint64(0), work)
 
 
 # Packing
@@ -494,12 +514,21 @@ def _call_unpack(
     n = out.size
     work = scratch(NOTES + n // 8 + 8)
     symbols, frequencies = address_of(table.symbols), address_of(table.frequencies)
-    return Status(
-        _unpack(
-            kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, table.bits, lanes_log2, groups, *units, n_escapes,
-            symbols, frequencies, table.symbols.size, table.escape, work,
-        )
+    frame = (
+        kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, table.bits, lanes_log2, groups, *units, n_escapes,
+        symbols, frequencies, table.symbols.size, table.escape, work,
     )  # fmt: skip
+    return Status(int(unpack_frames(np.array([frame], np.int64))[0][0]))
+
+
+def unpack_frames(frames: Array, *, digested: bool = False) -> tuple[Array, Array]:
+    """Decode frames (i8[:, 19], the numbers of a `Frame`, whose rules the caller has proved): their statuses (i8), and the digests (u8) of their words.
+
+    Kinds below 0 are no frames. Digests only if `digested`, and of at least LEAST_BYTES.
+    """
+    statuses, digests = np.full(len(frames), -1, np.int64), np.zeros(len(frames) if digested else 0, np.uint64)
+    _unpack(frames, statuses, digests)
+    return statuses, digests
 
 
 def unpack(payload: Array, table: Table, lanes_log2: int, groups: int, units_a: int, units_b: int, n_escapes: int, out: Array) -> Status:

@@ -11,7 +11,8 @@ from numba.types import int64
 
 from modelcodec.kernels.jit import piece
 
-Frame = types.UniTuple(int64, 19)
+FRAME_NUMBERS = 19
+Frame = types.UniTuple(int64, FRAME_NUMBERS)
 """kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work"""
 
 STATES = 0

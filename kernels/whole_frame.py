@@ -6,17 +6,17 @@ interpreter. Anything unusual, damage included, is left to the general decoder.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
-from numba import int64, uint64
+from numba import types
+from numba.types import int64, uint64
 
-from modelcodec.kernels.frequencies import MAX_FREQUENCIES, SPLIT2, SPLIT4, _read_table
-from modelcodec.kernels.jit import inlined, kernel
+from modelcodec.kernels.frequencies import MAX_FREQUENCIES, SPLIT2, SPLIT4, parse_table
+from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, copy, fill, load_u8, load_u32, load_u64, scratch
-from modelcodec.kernels.rans import unpack_frame, unpack_two
-from modelcodec.kernels.rans_layout import NOTES
+from modelcodec.kernels.rans import unpack_frames
+from modelcodec.kernels.rans_layout import FRAME_NUMBERS, NOTES, Frame
 from modelcodec.kernels.xxh3 import WORK_BYTES, xxh3_64
 
 Array = np.ndarray[Any, Any]
@@ -27,13 +27,13 @@ USUAL_BYTES = 64
 """Shorter frames are not worth the fast way; a head of 2^14 bytes does not occur in it."""
 DIGEST_BYTES, SEAL_BYTES = 8, 4
 _LARGEST_TABLE = 2048
+_TABLES_BYTES = 4 * (MAX_FREQUENCIES + 1)
 _MOST_LOW_BITS = 13
 _UNUSUAL = -1
-_NO_FRAME = (_UNUSUAL, *(0,) * 18)
-_local = threading.local()
+_NO_FRAME = (_UNUSUAL, *(0,) * (FRAME_NUMBERS - 1))
 
 
-@inlined
+@piece(types.UniTuple(int64, 2)(*(int64,) * 4))
 def _varint(data, at, end, most):
     """A number in shortest form below `most`, and the place after it; -1 where there is none."""
     value, shift = int64(0), 0
@@ -47,7 +47,7 @@ def _varint(data, at, end, most):
     return int64(-1), at
 
 
-@inlined
+@piece(types.UniTuple(int64, 2)(*(int64,) * 5))
 def _nodes(frame, n_bytes, number, check, work):
     """Where the nodes begin and the payload begins, of a frame (untrusted) whose seal matches; -1 where it does not, or the head does not fit."""
     nothing = int64(-1), int64(-1)
@@ -64,10 +64,9 @@ def _nodes(frame, n_bytes, number, check, work):
     return start, end
 
 
-@inlined
-def _parse(row, width, check, symbols, frequencies, tables, work):
-    """The `Frame` of one row of `decode`, and its digest; its kind is _UNUSUAL where it is no usual frame. `tables`: addresses of symbols and frequencies."""
-    frame, n_bytes, number, out, n = row[0], row[1], row[2], row[3], row[4]
+@piece(types.Tuple((Frame, uint64))(*(int64,) * 10))
+def _parse_frame(frame, n_bytes, number, out, n, width, check, symbols, frequencies, work):
+    """The `Frame` of one row of `decode`, and its digest; its kind is _UNUSUAL where it is no usual frame. symbols, frequencies: where its table goes."""
     start, payload = _nodes(frame, n_bytes, number, check, work)
     if start < 0:
         return _NO_FRAME, uint64(0)
@@ -98,7 +97,7 @@ def _parse(row, width, check, symbols, frequencies, tables, work):
     table = work + NOTES + n // 8 + 64
     copy(table, nodes + at, end - at)
     fill(table + end - at, 0, 64)
-    n_symbols, escape = _read_table(table, end - at, bits, symbol_width, symbols, frequencies)
+    n_symbols, escape = parse_table(table, end - at, bits, symbol_width, symbols, frequencies)
     n_coded = 2 * (units_a + units_b) + (4 * groups << lanes_log2) + symbol_width * n_escapes
     n_rest = (n + 7) // 8 * (s + 1)
     if n_symbols < 1 or n_payload != n_coded + n_rest + (0 if width == 2 else 2 * n):
@@ -106,33 +105,20 @@ def _parse(row, width, check, symbols, frequencies, tables, work):
     rest = payload + n_coded
     return (
         int64(SPLIT2 if width == 2 else SPLIT4), s, payload, n_coded, out, rest, rest + n_rest, n, bits, lanes_log2, groups, units_a, units_b, n_escapes,
-        tables[0], tables[1], n_symbols, escape, work,
+        symbols, frequencies, n_symbols, escape, work,
     ), digest  # fmt: skip
 
 
 @kernel
-def _decode(rows, width, check, symbols, frequencies, tables, work, step, digests, decoded):
-    """Decode frames, two at a time. rows: i8[:, 5], see `decode`; symbols, frequencies: u2[2, 257], whose addresses are tables; work: twice `step` bytes.
-
-    Sets decoded[i] to whether frame i was usual and undamaged, and digests[i].
-    """
-    for first in range(0, rows.shape[0], 2):
-        last = min(first + 1, rows.shape[0] - 1)
-        one, digests[first] = _parse(rows[first], width, check, symbols[0], frequencies[0], tables[0], work)
-        two = _NO_FRAME
-        if last > first:
-            two, digests[last] = _parse(rows[last], width, check, symbols[1], frequencies[1], tables[1], work + step)
-        if one[0] != _UNUSUAL and two[0] != _UNUSUAL:
-            status_1, status_2 = unpack_two(one, two)
-        else:
-            status_1 = unpack_frame(one) if one[0] != _UNUSUAL else int64(_UNUSUAL)
-            status_2 = unpack_frame(two) if two[0] != _UNUSUAL else int64(_UNUSUAL)
-        for i in range(last, first - 1, -1):  # the second was written last
-            good = (status_1 if i == first else status_2) == 0
-            n_bytes = rows[i, 4] * width
-            if good and check and n_bytes >= USUAL_BYTES:
-                good = xxh3_64(rows[i, 3], n_bytes, uint64(0), work) == digests[i]
-            decoded[i] = good and n_bytes >= USUAL_BYTES
+def _parse(rows, width, check, tables, work, step, frames, digests):
+    """Fill frames (i8[:, 19]) and digests from rows, see `decode`. tables: _TABLES_BYTES for each; their work, by turns, at `work` and `step` bytes behind."""
+    for i in range(len(rows)):
+        symbols = tables + i * _TABLES_BYTES
+        frame, n_bytes, number, out, n = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3], rows[i, 4]
+        place = work + (i & 1) * step
+        found, digests[i] = _parse_frame(frame, n_bytes, number, out, n, width, check, symbols, symbols + _TABLES_BYTES // 2, place)
+        for j in range(len(found)):
+            frames[i, j] = found[j]
 
 
 def decode(rows: Array, width: int, check: bool) -> tuple[Array, Array]:
@@ -141,15 +127,14 @@ def decode(rows: Array, width: int, check: bool) -> tuple[Array, Array]:
     rows: i8[:, 5], for each frame the address of its bytes (untrusted), their number, its number in its tensor, the address of `out`, words to be decoded.
     width: bytes of a word.
     """
-    digests, decoded = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.bool_)
-    if width not in (2, 4) or not len(rows):
-        return digests, decoded
-    made = getattr(_local, "made", None)
-    if made is None:
-        symbols, frequencies = np.empty((2, MAX_FREQUENCIES + 1), np.uint16), np.empty((2, MAX_FREQUENCIES + 1), np.uint16)
-        tables = np.array([[address_of(symbols[i]), address_of(frequencies[i])] for i in range(2)])
-        _local.made = made = symbols, frequencies, tables
-    n_table = _LARGEST_TABLE + 64
-    step = -(-(NOTES + int(rows[:, 4].max()) // 8 + 64 + n_table + WORK_BYTES) // 64) * 64
-    _decode(rows, width, check, *made, scratch(2 * step), step, digests, decoded)
-    return digests, decoded
+    n = len(rows)
+    digests = np.zeros(n, np.uint64)
+    if width not in (2, 4) or not n:
+        return digests, np.zeros(n, np.bool_)
+    tables, frames = np.empty(n * _TABLES_BYTES, np.uint8), np.empty((n, FRAME_NUMBERS), np.int64)
+    step = -(-(NOTES + int(rows[:, 4].max()) // 8 + 64 + _LARGEST_TABLE + 64 + WORK_BYTES) // 64) * 64
+    work = scratch(2 * step)
+    _parse(rows, width, int(check), address_of(tables), work, step, frames, digests)
+    statuses, found = unpack_frames(frames, digested=check)
+    decoded = statuses == 0
+    return digests, decoded & (found == digests) if check else decoded
