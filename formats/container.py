@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
+from struct import Struct
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -19,19 +21,24 @@ from modelcodec.frame import EncodedFrame
 from modelcodec.kernels.memory import address_of
 from modelcodec.limits import LIMITS
 from modelcodec.stage import FrameContext, Shared
-from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, TensorSpec, View
+from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, Loss, TensorSpec, View
 from modelcodec.wire import Reader, byte_string, varint
 
-VERSION = (0, 2)
+VERSION = (0, 3)
 """The highest format version that this reads; what it writes is the lowest that fits."""
 DIRECTORY = OWN_PREFIX + "directory"
 SKELETON = OWN_PREFIX + "skeleton"
 VIEWS = OWN_PREFIX + "views"
+LOSSES = OWN_PREFIX + "losses"
 
-TENSOR_ROLE, SKELETON_ROLE, VIEWS_ROLE = 0, 1, 2
+TENSOR_ROLE, SKELETON_ROLE, VIEWS_ROLE, LOSSES_ROLE = 0, 1, 2, 3
+IDENTIFIED = (TENSOR_ROLE, SKELETON_ROLE)
+"""Roles whose digests make up the identity."""
+_OWN_NAMES = {SKELETON_ROLE: SKELETON, VIEWS_ROLE: VIEWS, LOSSES_ROLE: LOSSES}
 ORDINARY, CODED, SAME, CODED_SHARED = 0, 1, 2, 3
 SINCE = {ORDINARY: (0, 1), CODED: (0, 1), SAME: (0, 1), CODED_SHARED: (0, 2)}
 """kind -> first format version with it"""
+ROLE_SINCE = {TENSOR_ROLE: (0, 1), SKELETON_ROLE: (0, 1), VIEWS_ROLE: (0, 1), LOSSES_ROLE: (0, 3)}
 MOST_GROUP_FRAMES = 8
 """Frames that share a part: it bounds what an edit inside a tensor sends again."""
 KEPT_SHARED = 16
@@ -41,6 +48,7 @@ SHARED_NUMBER = 1 << 32
 ALIGNMENT = 8
 SHA256 = 1
 MOST_BYTES = (1 << 63) - 1
+_LOSS = Struct("<ff")
 
 
 def full_frame_words(dtype: DType, row_words: int = 0) -> int:
@@ -176,7 +184,7 @@ class Writer:
         return end - start
 
     def identity(self) -> bytes:
-        counted = [d.to_bytes(8, "little") for d, item in zip(self.digests, self.items, strict=True) if item.role != VIEWS_ROLE]
+        counted = [d.to_bytes(8, "little") for d, item in zip(self.digests, self.items, strict=True) if item.role in IDENTIFIED]
         return xxhash.xxh3_128_intdigest(b"".join(counted)).to_bytes(16, "little")
 
     def prefix(self, source_size: int, source_format: str, tail: int, sha256: bytes | None) -> bytes:
@@ -213,7 +221,7 @@ class Writer:
 
     def _version(self) -> tuple[int, int]:
         """The lowest that has all that was written."""
-        return max(SINCE[kind] for kind in self.kinds)
+        return max(*(SINCE[kind] for kind in self.kinds), *(ROLE_SINCE[item.role] for item in self.items))
 
     def _header(self, n_directory: int) -> bytes:
         marked = {**self.metadata, MARKER: "{}.{}".format(*self._version())}
@@ -249,6 +257,11 @@ def _row(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, 
 
 def _json(rows: Mapping[str, Any]) -> bytes:
     return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def losses_bytes(losses: Mapping[int, Loss]) -> bytes:
+    """The decoded losses entry, from directory indices."""
+    return varint(len(losses)) + b"".join(varint(index) + _LOSS.pack(loss.max_error, loss.relative_mse) for index, loss in sorted(losses.items()))
 
 
 def views_bytes(checkpoint: Checkpoint, first_entry: int) -> bytes:
@@ -386,6 +399,14 @@ class Container:
             if entry.role == VIEWS_ROLE:
                 return _read_views(self.decode_entry(entry), self.entries, entry.size, self.where)
         return ()
+
+
+    def losses(self) -> dict[str, Loss]:
+        """What the lossy tensors have lost, by the name of their entry; empty for a lossless file."""
+        for entry in self.entries:
+            if entry.role == LOSSES_ROLE:
+                return _read_losses(self.decode_entry(entry), self.entries, self.where)
+        return {}
 
 
 def check_tensor_digest(entry: Entry, digests: Iterable[int], where: str) -> None:
@@ -530,7 +551,7 @@ def _read_directory(directory: memoryview, buffer: memoryview, data: int, metada
     tail = reader.varint()
     reader.zeros()
     _check_roles(entries, tail, source_size, reader)
-    counted = b"".join(e.digest.to_bytes(8, "little") for e in entries if e.role != VIEWS_ROLE)
+    counted = b"".join(e.digest.to_bytes(8, "little") for e in entries if e.role in IDENTIFIED)
     if frames.CHECK_DIGESTS and identity != xxhash.xxh3_128_intdigest(counted).to_bytes(16, "little"):
         raise reader.corrupt("the identity does not match the tensors' digests")
     return Container(buffer, where, metadata, tuple(entries), names[format_id], source_size, sha256, tail)
@@ -538,7 +559,7 @@ def _read_directory(directory: memoryview, buffer: memoryview, data: int, metada
 
 def _read_entry(reader: Reader, earlier: Sequence[Entry], name: str, start: int, size: int) -> Entry:
     role, kind = reader.u8(), reader.u8()
-    if role > VIEWS_ROLE or kind > CODED_SHARED:
+    if role > LOSSES_ROLE or kind > CODED_SHARED:
         raise reader.corrupt(f"{name!r} has role {role} and kind {kind}")
     dtype = DTYPE_BY_ID.get(reader.u8())
     if dtype is None:
@@ -624,13 +645,14 @@ def _match_header(entry: Entry, dtype: str, shape: tuple[int, ...], reader: Read
 
 
 def _check_roles(entries: Sequence[Entry], tail: int, source_size: int, reader: Reader) -> None:
-    """Skeleton first, views second if at all, and together the source's size."""
+    """Skeleton first, then views and losses if at all, and together the source's size."""
     roles = [e.role for e in entries]
-    has_views = len(roles) > 1 and roles[1] == VIEWS_ROLE
-    if not roles or roles[0] != SKELETON_ROLE or any(r != TENSOR_ROLE for r in roles[2 if has_views else 1 :]):
-        raise reader.corrupt("the entries' roles are not skeleton, views, tensors")
-    for entry, name in zip(entries, (SKELETON, VIEWS), strict=False):
-        if entry.role != TENSOR_ROLE and (entry.name != name or entry.spec.dtype is not U8 or len(entry.spec.shape) != 1):
+    own = [role for role in roles if role != TENSOR_ROLE]
+    if own[:1] != [SKELETON_ROLE] or own != sorted(set(own)) or own != roles[: len(own)]:
+        raise reader.corrupt("the entries' roles are not skeleton, views, losses, tensors")
+    for entry in entries[: len(own)]:
+        name = _OWN_NAMES[entry.role]
+        if entry.name != name or entry.spec.dtype is not U8 or len(entry.spec.shape) != 1:
             raise reader.corrupt(f"{entry.name!r} is no {name}")
     if any(e.name.startswith(OWN_PREFIX) for e in entries if e.role == TENSOR_ROLE):
         raise reader.corrupt("a tensor has a name of the codec's own")
@@ -675,3 +697,22 @@ def _read_views(data: bytes, entries: Sequence[Entry], stored: int, where: str) 
     if not views:
         raise reader.corrupt("there are no views")
     return tuple(views)
+
+
+def _read_losses(data: bytes, entries: Sequence[Entry], where: str) -> dict[str, Loss]:
+    reader = Reader(data, f"{where}: losses")
+    losses: dict[str, Loss] = {}
+    before = 0
+    n_losses = reader.varint(len(entries))
+    if n_losses == 0:
+        raise reader.corrupt("there are no losses")
+    for _ in range(n_losses):
+        index = reader.varint()
+        if not before < index < len(entries) or entries[index].role != TENSOR_ROLE:
+            raise reader.corrupt("a loss is of no tensor")
+        max_error, relative_mse = _LOSS.unpack(reader.take(_LOSS.size))
+        if not (0 <= max_error < inf and 0 <= relative_mse < inf):
+            raise reader.corrupt("a loss is no number")
+        losses[entries[index].name], before = Loss(max_error, relative_mse), index
+    reader.end()
+    return losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from io import BytesIO
 from itertools import islice
 from typing import BinaryIO
@@ -15,11 +16,12 @@ import xxhash
 from modelcodec import frame as frames
 from modelcodec.arena import Buffers, of_thread
 from modelcodec.errors import ModelCodecError
+from modelcodec.fitted import NOTHING_FITTED, Fitted
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
 from modelcodec.planner import SMALL, byte_plan
 from modelcodec.pool import ordered
-from modelcodec.recipe import Recipe
+from modelcodec.recipe import Recipe, Rule
 from modelcodec.stage import FrameContext, Shared
 from modelcodec.types import U8, Array, Checkpoint, TensorSpec
 
@@ -71,12 +73,15 @@ class _Piece:
         return self.item.role == container.TENSOR_ROLE and (not self.item.spec.shape or not len(self.data))
 
 
-def compress_view(source: memoryview, checkpoint: Checkpoint, file: BinaryIO, settings: Settings, progress: Progress | None) -> None:
-    """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`.
+def compress_view(
+    source: memoryview, checkpoint: Checkpoint, file: BinaryIO, settings: Settings, progress: Progress | None, fitted: Fitted = NOTHING_FITTED
+) -> None:
+    """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`; tensors of `fitted` as it has them.
 
     memory: two frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
     """
-    pieces, tail = _pieces(source, checkpoint)
+    pieces, tail = _pieces(source, checkpoint, fitted)
+    settings = replace(settings, recipe=Recipe((*(Rule(escape(name), plan=tensor.plan) for name, tensor in fitted.tensors.items()), *settings.recipe.rules)))
     digest = hashlib.sha256(source).digest() if settings.sha256 else None
     reserve = len(source) > IN_MEMORY_BYTES
     memory = BytesIO()
@@ -213,8 +218,9 @@ def _same(a: Array, b: Array) -> bool:
     return all(bool((x[at : at + step] == y[at : at + step]).all()) for at in range(0, x.size, step)) and bool((a[n:] == b[n:]).all())
 
 
-def _pieces(source: memoryview, checkpoint: Checkpoint) -> tuple[list[_Piece], int]:
+def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted) -> tuple[list[_Piece], int]:
     """The entries in the order of the container, and the skeleton's bytes after the last tensor."""
+    n_own = 1 + bool(checkpoint.views) + bool(fitted.tensors)
     gaps, at = [], 0
     for extent in checkpoint.extents:
         gaps.append(extent.offset - at)
@@ -223,10 +229,14 @@ def _pieces(source: memoryview, checkpoint: Checkpoint) -> tuple[list[_Piece], i
     skeleton = b"".join((*literals, source[at:]))
     pieces = [_own_piece(container.SKELETON, container.SKELETON_ROLE, skeleton)]
     if checkpoint.views:
-        pieces.append(_own_piece(container.VIEWS, container.VIEWS_ROLE, container.views_bytes(checkpoint, 2)))
+        pieces.append(_own_piece(container.VIEWS, container.VIEWS_ROLE, container.views_bytes(checkpoint, n_own)))
+    if fitted.tensors:
+        losses = {n_own + k: fitted.tensors[e.spec.name].loss for k, e in enumerate(checkpoint.extents) if e.spec.name in fitted.tensors}
+        pieces.append(_own_piece(container.LOSSES, container.LOSSES_ROLE, container.losses_bytes(losses)))
     finder = _SameFinder()
     for extent, gap in zip(checkpoint.extents, gaps, strict=True):
-        data = source[extent.offset : extent.end]
+        found = fitted.tensors.get(extent.spec.name)
+        data = source[extent.offset : extent.end] if found is None else memoryview(found.words.view(np.uint8))
         same = finder.find(data, len(pieces)) if extent.spec.shape and len(data) else None
         pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap), data, same))
     return pieces, len(source) - at

@@ -54,7 +54,7 @@ def restore(source: container.Container, sink: Sink | None, threads: int, progre
             progress(done, source.source_size)
 
     skeleton = memoryview(source.decode_entry(source.skeleton))
-    source.views()
+    source.views(), source.losses()
     at = 0
     buffers = Buffers(RUN_FRAMES * LIMITS.frame_bytes)
     decoded = ordered(lambda job: _decode(source, job, buffers), _jobs(source), threads)

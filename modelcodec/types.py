@@ -145,6 +145,14 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """How far a lossy tensor is from its original: the largest error of a weight, and the mean squared error over the original's mean square."""
+
+    max_error: float
+    relative_mse: float
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What a format's reader found in a source file: which bytes are tensors. All other bytes are the skeleton.
 

@@ -29,7 +29,7 @@ class Corrupt(ValueError):
 
 
 class Unsupported(ValueError):
-    """Not a container, or one that uses what version 0.2 does not define."""
+    """Not a container, or one that uses what version 0.3 does not define."""
 
 
 def need(condition: bool, rule: str) -> None:
@@ -40,7 +40,7 @@ def need(condition: bool, rule: str) -> None:
 
 # --- format.md, sections 1, 6 and 7: notation, dtypes, formats
 
-VERSION = (0, 2)
+VERSION = (0, 3)
 MiB = 1 << 20
 MAX_NODES, MAX_DEPTH, MAX_DIMENSIONS, MAX_GROUP = 64, 8, 64, 8
 SHARED = 1 << 32
@@ -561,10 +561,11 @@ def read_envelope(data: bytes) -> tuple[list[Stored], int]:
 
 def read_entry(directory: Cursor, stored: Stored, earlier: list[Entry]) -> Entry:
     role, kind, dtype, shape = directory.uint(1), directory.uint(1), directory.dtype(), directory.dimensions()
-    own = {1: PREFIX + "skeleton", 2: PREFIX + "views"}.get(role)
-    need(role <= 2 and (stored.name == own if own else not stored.name.startswith(PREFIX)), "an entry's role fits its name")
-    need((role == 1) == (len(earlier) == 0) and (role != 2 or len(earlier) == 1), "the skeleton is first, views follow, then tensors")
-    need(own is None or (dtype.name == "U8" and len(shape) == 1), "skeleton and views are U8 with one dimension")
+    own = {1: PREFIX + "skeleton", 2: PREFIX + "views", 3: PREFIX + "losses"}.get(role)
+    need(role <= 3 and (stored.name == own if own else not stored.name.startswith(PREFIX)), "an entry's role fits its name")
+    before = earlier[-1].role if earlier else None
+    need(before in {0: (0, 1, 2, 3), 1: (None,), 2: (1,), 3: (1, 2)}[role], "the skeleton is first, views follow, losses, then tensors")
+    need(own is None or (dtype.name == "U8" and len(shape) == 1), "skeleton, views and losses are U8 with one dimension")
     gap, digest = directory.varint() if role == 0 else 0, directory.uint(8)
     n_bytes, n_stored, same_as = dtype.n_bytes(shape), stored.end - stored.begin, 0
     most = MiB // dtype.word // dtype.block * dtype.block
@@ -620,7 +621,7 @@ def read_container(data: bytes) -> Container:
         entries.append(read_entry(directory, each, entries))
     tail = directory.varint()
     need((begin + len(directory.data)) % 8 == 0 and not any(directory.take(directory.left)), "the directory ends with zero bytes at a multiple of 8")
-    need(identity == xxh3_128_intdigest(concatenated(e.digest for e in entries if e.role != 2)), "the identity fits the tensor digests")
+    need(identity == xxh3_128_intdigest(concatenated(e.digest for e in entries if e.role < 2)), "the identity fits the tensor digests")
     return Container(entries, tail, n_bytes, sha256)
 
 
@@ -686,6 +687,22 @@ def read_views(container: Container, decoded: list[bytes]) -> list[View]:
     return views
 
 
+def read_losses(container: Container, decoded: list[bytes]) -> dict[int, tuple[float, float]]:
+    """Of each lossy tensor, by its entry's index: the largest error, and the mean squared error over the mean square."""
+    losses: dict[int, tuple[float, float]] = {}
+    for entry, data in zip(container.entries, decoded, strict=True):
+        if entry.role == 3:
+            table = Cursor(data)
+            need((n := table.varint()) > 0, "there are losses")
+            for _ in range(n):
+                index = table.varint()
+                need(max(losses, default=0) < index < len(decoded) and container.entries[index].role == 0, "a loss is of a tensor, in order")
+                losses[index] = struct.unpack("<ff", table.take(8))
+                need(all(0 <= number < float("inf") for number in losses[index]), "a loss is a number")
+            table.end()
+    return losses
+
+
 def gather(data: bytes, size: int, first: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
     """The elements of a view, row after row."""
     if all(stride == prod(shape[i + 1 :]) for i, stride in enumerate(strides)):
@@ -698,6 +715,7 @@ def restore(data: bytes) -> bytes:
     container = read_container(data)
     decoded = decode_entries(data, container)
     read_views(container, decoded)
+    read_losses(container, decoded)
     skeleton, source = Cursor(decoded[0]), bytearray()
     for entry, tensor in zip(container.entries, decoded, strict=True):
         if entry.role == 0:

@@ -95,7 +95,7 @@ def test_source_formats() -> None:
 
 
 def test_names_of_the_containers_own() -> None:
-    assert set(re.findall(r"`(__modelcodec__\.\w+)`", FORMAT)) == {container.DIRECTORY, container.SKELETON, container.VIEWS}
+    assert set(re.findall(r"`(__modelcodec__\.\w+)`", FORMAT)) == {container.DIRECTORY, container.SKELETON, container.VIEWS, container.LOSSES}
     assert f"the prefix `{formats.OWN_PREFIX}`" in FORMAT
     assert f'"{formats.MARKER}": ' in FORMAT
 
