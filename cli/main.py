@@ -19,7 +19,7 @@ from modelcodec.cli.messages import complain
 from modelcodec.errors import EXIT_OS_ERROR
 from modelcodec.version import VERSION
 
-VERBS = ("compress", "decompress", "info", "verify", "cat", "warmup", "completion")
+VERBS = ("compress", "decompress", "info", "verify", "cat", "run", "hook", "warmup", "completion")
 """Each is a module of this folder with a command of the same name; imported when it is needed."""
 
 EXIT_INTERRUPTED = 130

@@ -18,6 +18,8 @@ LINES = (
     "info --help",
     "cat --help",
     "warmup --help",
+    "run --help",
+    "hook status",
     "completion fish",
     "compress -3 x",
     "compress -c -o x y",

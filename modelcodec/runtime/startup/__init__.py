@@ -1,0 +1,1 @@
+"""A folder that `mcodec run` puts first in PYTHONPATH, for the sitecustomize in it."""
