@@ -24,6 +24,7 @@ from modelcodec.tensor_file import Framework, TensorFile
 
 if TYPE_CHECKING:
     from modelcodec.compression import Settings
+    from modelcodec.fitted import Fit
     from modelcodec.recipe import Recipe
 
 Source = str | Path | BinaryIO
@@ -47,6 +48,7 @@ def compress(
     overwrite: bool = False,
     verify: bool = True,
     sha256: bool = False,
+    fit: Fit | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compress a checkpoint file, or every checkpoint of a folder; decoding gives the same bytes.
@@ -54,6 +56,7 @@ def compress(
     `src`: a path, or a binary file object (read to its end). `dst`: a path, a binary file object, or None for `model.mcodec.safetensors` beside
     `model.safetensors`, `NAME.mcodec` beside any other file or folder. In a folder every file keeps its name; files without tensors are copied.
     `level`: 1 (fast), 5 (default) or 9 (small). `verify`: decode each frame again and compare before it is kept. `sha256`: store the source's SHA-256 too.
+    `fit`: makes tensors lossy (`modelcodec.fit`), in each file of a folder by itself; what comes back is then what the fit chose.
     `progress`: called with bytes done and bytes in all.
 
     The source is never changed. The destination appears complete or not at all. The bytes do not depend on `threads`.
@@ -61,15 +64,21 @@ def compress(
     raises: BadRecipe, UnsafeInput, FileExistsError (without `overwrite`), OSError.
     """
     from modelcodec.compression import compress_view
+    from modelcodec.fitted import NOTHING_FITTED
+    from modelcodec.fitting import fitted_checkpoint
 
+    if sha256 and fit is not None:
+        raise BadRecipe("a lossy file does not give the source back, so that it cannot keep its SHA-256; leave one of them out")
     settings = _settings(level, recipe, threads, verify=verify, sha256=sha256)
 
     def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
         path = source if isinstance(source, Path) else None
         with mapped(source) as view:
-            checkpoint = identify(view, path)
+            checkpoint, fitted = identify(view, path), NOTHING_FITTED
+            if fit is not None:
+                checkpoint, fitted = fitted_checkpoint(view, checkpoint, fit)
             with _written(target, overwrite, path) as file:
-                compress_view(view, checkpoint, file, settings, tick)
+                compress_view(view, checkpoint, file, settings, tick, fitted)
                 file.flush()
                 with mapped(file) as written:
                     report = _describe(container.read(written, name), name, str(target) if isinstance(target, Path) else "-")

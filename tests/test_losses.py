@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from safetensors.numpy import save
 
 import modelcodec
 from modelcodec.compression import Settings, compress_view
-from modelcodec.errors import CorruptFile
-from modelcodec.fitted import Fitted, FittedTensor
+from modelcodec.errors import BadRecipe, CorruptFile
+from modelcodec.fitted import Fitted, FittedTensor, Weights
 from modelcodec.formats import container, identify
 from modelcodec.recipe import Recipe, parse_plan
 from modelcodec.types import Loss
@@ -50,6 +52,49 @@ def test_the_reference_decoder_reads_it() -> None:
     back = BytesIO()
     modelcodec.decompress(BytesIO(data), back)
     assert back.getvalue() == restored
+
+
+def rounded(weights: Mapping[str, Weights]) -> Fitted:
+    """Matrices to quarters."""
+    fitted = {}
+    for name, tensor in weights.items():
+        if len(tensor.spec.shape) > 1:
+            values = np.round(tensor.words.view(np.float32) * 4) / np.float32(4)
+            error = values - tensor.words.view(np.float32)
+            fitted[name] = FittedTensor(values.view(np.uint32), PLAN, Loss(float(np.abs(error).max()), float((error**2).mean())))
+    return Fitted(fitted)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_a_torch_file_are_fitted_where_they_lie(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    large, small = torch.randn(100, 300), torch.randn(3, 5)
+    state = {"bias": torch.randn(7), "small": small, "norm": torch.randn(5), "large": large, "tied": large}
+    state |= {"part": torch.randn(50)[10:30], "turned": torch.randn(8, 6).T}
+    path = tmp_path / "model.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    report = modelcodec.compress(path, fit=rounded)
+    assert report.n_bytes_coded < report.n_bytes / 3
+    modelcodec.verify(f"{path}.mcodec")
+    modelcodec.decompress(f"{path}.mcodec", tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert (tmp_path / "back.pt").stat().st_size == path.stat().st_size
+    for name, tensor in state.items():
+        expected = (tensor * 4).round() / 4 if name in ("small", "large", "tied") else tensor
+        assert torch.equal(back[name], expected), name
+    loaded = modelcodec.load_file(f"{path}.mcodec", "pt")
+    assert all(torch.equal(loaded[name], back[name]) for name in state)
+
+
+def test_a_fit_that_gives_other_tensors_is_refused() -> None:
+    source = save({"a": ROUNDED})
+    short = FittedTensor(np.zeros(3, np.uint32), PLAN, Loss(0, 0))
+    for fitted in (Fitted(), Fitted({"b": short}), Fitted({"a": short})):
+        with pytest.raises(BadRecipe):
+            modelcodec.compress(BytesIO(source), BytesIO(), fit=lambda weights, fitted=fitted: fitted)
+    with pytest.raises(BadRecipe, match="SHA-256"):
+        modelcodec.compress(BytesIO(source), BytesIO(), fit=rounded, sha256=True)
 
 
 def test_a_lossless_file_has_no_losses() -> None:
