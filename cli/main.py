@@ -1,8 +1,8 @@
 """The command `mcodec`: the group of verbs, what options without a verb mean, and how every end becomes one line and an exit code.
 
 Exit codes: 0 done, 1 a defect of mcodec itself (please report it), 2 wrong usage or settings, 3 damaged file, 4 file ends too early, 5 unsupported file,
-6 file asks for more than the limits allow, 7 unsafe input, 74 file system (no such file, disk full, would overwrite), 130 interrupted,
-141 the reader of standard output went away. With several inputs the others are still done, and the first failure gives the code.
+6 file asks for more than the limits allow, 7 unsafe input, 8 compared tensors differ, 74 file system (no such file, disk full, would overwrite),
+130 interrupted, 141 the reader of standard output went away. With several inputs the others are still done, and the first failure gives the code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from modelcodec.cli.messages import complain
 from modelcodec.errors import EXIT_OS_ERROR
 from modelcodec.version import VERSION
 
-VERBS = ("compress", "decompress", "info", "verify", "cat", "run", "hook", "warmup", "completion")
+VERBS = ("compress", "decompress", "info", "compare", "verify", "cat", "run", "hook", "warmup", "completion")
 """Each is a module of this folder with a command of the same name; imported when it is needed."""
 
 EXIT_INTERRUPTED = 130
@@ -34,8 +34,8 @@ NO_COLOR=1 turns colours off.
 Exit codes:
   0 done                      1 a defect of mcodec      2 wrong usage or settings
   3 damaged file              4 file ends too early     5 unsupported file
-  6 asks beyond the limits    7 unsafe input           74 file system
-130 interrupted             141 output pipe closed
+  6 asks beyond the limits    7 unsafe input            8 compared tensors differ
+ 74 file system             130 interrupted           141 output pipe closed
 With several inputs the others are still done; the first failure gives the code."""
 
 

@@ -23,6 +23,7 @@ _PUBLIC = {
     "save_file": "api",
     "inspect": "api",
     "verify": "api",
+    "compare": "comparison",
     "install": "runtime.hooks",
     "uninstall": "runtime.hooks",
     "compressed_saves": "runtime.saving",

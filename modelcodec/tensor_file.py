@@ -117,6 +117,10 @@ class TensorFile:
         """Names of the tensors, in the source's order."""
         return list(self._tensors)
 
+    def specs(self) -> list[TensorSpec]:
+        """Names, dtypes and shapes of the tensors, in the source's order."""
+        return [place.spec for place in self._tensors.values()]
+
     def metadata(self) -> dict[str, str]:
         """The source's `__metadata__`."""
         return dict(self._source.metadata)

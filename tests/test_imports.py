@@ -19,7 +19,7 @@ FOLDERS = ("modelcodec", "cli", "formats", "kernels")
 LAYERS = ("kernels", "shared", "stages", "core", "api", "cli")
 """Each may import itself and what stands before it; `kernels` and `shared` only themselves."""
 SHARED = {"types", "errors", "limits", "wire", "stage", "version", "pool", "mapping", "arena"}
-API = {"__init__", "api", "compression", "restoration", "tensor_file", "floor", "report"}
+API = {"__init__", "api", "compression", "restoration", "tensor_file", "floor", "report", "comparison"}
 CALLERS = ("fit", "runtime", "hub", "distributed")
 """They stand side by side between `api` and `cli`."""
 ON_TORCH = ("modelcodec.fit", "modelcodec.runtime", "modelcodec.kernels.triton")
