@@ -8,7 +8,11 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = {"lossless": "benchmarks.lossless", "quantized": "benchmarks.quantized"}
+SUITES = {
+    "lossless": "benchmarks.lossless",
+    "quantized": "benchmarks.quantized",
+    "gpu": "benchmarks.gpu",
+}
 
 
 def main() -> int:

@@ -17,15 +17,15 @@ from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, load_u64, store_u64
 from modelcodec.kernels.simd import Vector, constant, emit, load, loop, offset, prefetch, splat, store
 
-_SECRET = bytes.fromhex(
+SECRET = bytes.fromhex(
     "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
     "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
     "eac5ac8334d3ebc3c581a0fffa1363eb170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
 )
 _PRIMES_32 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
-_PRIMES_64 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
-_AVALANCHE = 0x165667919E3779F9
-_START = _PRIMES_32[2], *_PRIMES_64[:4], _PRIMES_32[1], _PRIMES_64[4], _PRIMES_32[0]
+PRIMES_64 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
+AVALANCHE = 0x165667919E3779F9
+START = _PRIMES_32[2], *PRIMES_64[:4], _PRIMES_32[1], PRIMES_64[4], _PRIMES_32[0]
 _STRIPE, _BLOCK = 64, 1024
 _AHEAD = 256
 LEAST_BYTES = 17
@@ -40,7 +40,7 @@ def _i64(number: int) -> Any:
 @memory.emit(int64())
 def _secret(builder: Any) -> Any:
     """Address of the secret."""
-    return constant(builder, _SECRET)
+    return constant(builder, SECRET)
 
 
 @memory.emit(uint64(uint64, uint64))
@@ -63,7 +63,7 @@ def _accumulated(builder: Any, sums: Vector, data: Any, secret: Any) -> Vector:
 def _accumulate(builder: Any, data: Any, n: Any, secret: Any, sums_at: Any) -> Any:
     """Sum n bytes, more than 240, up into 8 u64 at an address. Returns n."""
     whole = builder.udiv(builder.sub(n, _i64(1)), _i64(_BLOCK))
-    last = offset(builder, secret, len(_SECRET) - _STRIPE)
+    last = offset(builder, secret, len(SECRET) - _STRIPE)
 
     def block(current: Any) -> Any:
         sums, at, i = current
@@ -78,7 +78,7 @@ def _accumulate(builder: Any, data: Any, n: Any, secret: Any, sums_at: Any) -> A
         sums = _accumulated(builder, sums, at, key)
         return sums, offset(builder, at, _STRIPE), offset(builder, key, 8), builder.sub(left, _i64(1))
 
-    start = Vector(builder, ir.Constant(ir.VectorType(ir.IntType(64), 8), list(_START)))
+    start = Vector(builder, ir.Constant(ir.VectorType(ir.IntType(64), 8), list(START)))
     sums, at, _ = loop(builder, [start, data, _i64(0)], lambda current: builder.icmp_signed("<", current[-1], whole), block)
     end = builder.add(data, n)
     stripes = builder.udiv(builder.sub(builder.sub(end, at), _i64(1)), _i64(_STRIPE))
@@ -90,7 +90,7 @@ def _accumulate(builder: Any, data: Any, n: Any, secret: Any, sums_at: Any) -> A
 @piece(uint64(uint64))
 def _avalanche(h):
     h ^= h >> uint64(37)
-    h *= uint64(_AVALANCHE)
+    h *= uint64(AVALANCHE)
     return h ^ (h >> uint64(32))
 
 
@@ -104,7 +104,7 @@ def _mixed(data, secret, seed):
 def xxh3_64(data, n, seed, work):
     """The digest of n bytes, LEAST_BYTES or more, at an address. work: WORK_BYTES, aligned to 64."""
     secret = _secret()
-    h = uint64(n) * uint64(_PRIMES_64[0])
+    h = uint64(n) * uint64(PRIMES_64[0])
     end = data + n
     if n <= 128:
         for i in range((n - 1) >> 5, -1, -1):

@@ -1,0 +1,135 @@
+"""Weights in 12 bits each for generating one token at a time on a GPU: made when a model is loaded, never stored (docs/gpu.md).
+
+A layer's time is then that of reading its weights, which no entropy decoder keeps up with. Exponents get 4 bits: 15 neighbouring ones and zero have a code, all
+others are listed beside the matrix. exact: unpacked weights are the original ones, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+CODES = 15
+"""Exponents with a code."""
+MOST_BITS = 13
+"""A matrix that takes more bits a weight, with padding and ten bytes for each escaped weight, stays as it is."""
+PARTS = (128, 64, 32)
+"""An eighth of a block of columns, widest loads first; wide ones are taken where their padding is at most one column in MOST_PADDING."""
+MOST_PADDING = 48
+ROWS = 4
+"""Of a program: they share x. More would leave too few programs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedLength:
+    """A matrix of bf16 [n_rows, n_columns]; the tensors are laid out as `modelcodec.kernels.triton.fixed_length` tells."""
+
+    n_rows: int
+    n_columns: int
+    part: int
+    base: int
+    signed_mantissas: torch.Tensor
+    codes: torch.Tensor
+    row_starts: torch.Tensor
+    places: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> FixedLength | None:
+        """The matrix in this form, on the device where it lies; None where it would take more than MOST_BITS a weight.
+
+        memory: 20 bytes a weight while it is made.
+        """
+        import torch
+
+        if weight.dtype != torch.bfloat16 or weight.ndim != 2 or not weight.numel():
+            raise ValueError(f"a matrix of bfloat16 is wanted, not {weight.dtype} of shape {tuple(weight.shape)}")
+        n_rows, n_columns = weight.shape
+        weight = weight.detach().contiguous()
+        words = weight.view(torch.int16).to(torch.int32) & 0xFFFF
+        base = _base(words >> 7 & 0xFF)
+        codes = (words >> 7 & 0xFF) - base
+        coded = (codes >= 1) & (codes <= CODES)
+        places = (~coded & (words & 0x7FFF != 0)).view(-1).nonzero().view(-1)
+        signed_mantissas = words >> 8 & 0x80 | words & 0x7F
+        signed_mantissas.view(-1)[places] = 0
+        part = next((part for part in PARTS if -n_columns % (8 * part) * MOST_PADDING <= n_columns), PARTS[-1])
+        form = cls(
+            n_rows,
+            n_columns,
+            part,
+            base,
+            _packed(signed_mantissas, 8, part),
+            _packed(torch.where(coded, codes, 0), 4, part),
+            torch.searchsorted(places, torch.arange(n_rows + 1, device=weight.device) * n_columns).to(torch.int32),
+            places,
+            weight.view(-1)[places],
+        )
+        return form if 8 * form.n_bytes <= MOST_BITS * weight.numel() else None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.signed_mantissas, self.codes, self.row_starts, self.places, self.values))
+
+    def matvec(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The matrix times x (bf16 [..., n_columns], one vector), summed in f4, as bf16 [..., n_rows].
+
+        Given `out` (bf16 or f4, n_rows elements), fills and returns it and allocates nothing.
+        """
+        import torch
+
+        from modelcodec.kernels.triton.fixed_length import X_SCALE, multiply
+
+        if x.numel() != self.n_columns or x.shape[-1] != self.n_columns or x.dtype != torch.bfloat16 or not x.is_contiguous():
+            raise ValueError(f"one contiguous vector of {self.n_columns} bfloat16 is wanted, not {x.dtype} of shape {tuple(x.shape)}")
+        if out is None:
+            out = torch.empty((*x.shape[:-1], self.n_rows), dtype=torch.bfloat16, device=x.device)
+        elif out.numel() != self.n_rows or out.dtype not in (torch.bfloat16, torch.float32) or not out.is_contiguous():
+            raise ValueError(f"{self.n_rows} contiguous bfloat16 or float32 are wanted, not {out.dtype} of shape {tuple(out.shape)}")
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            multiply[(-(-self.n_rows // ROWS),)](
+                self.signed_mantissas, self.codes, x, out, self.row_starts, self.places, self.values, self.n_rows, self.n_columns, self.codes.shape[1],
+                2.0 ** (self.base - X_SCALE), PART=self.part, ROWS=ROWS, num_warps=1,
+            )  # fmt: skip
+        return out
+
+    def unpack(self, out: torch.Tensor) -> None:
+        """Write the weights into `out` (bf16 [n_rows, n_columns], contiguous)."""
+        import torch
+
+        from modelcodec.kernels.triton.fixed_length import unpack
+
+        if out.shape != (self.n_rows, self.n_columns) or out.dtype != torch.bfloat16 or not out.is_contiguous():
+            raise ValueError(f"a contiguous matrix [{self.n_rows}, {self.n_columns}] of bfloat16 is wanted, not {out.dtype} of shape {tuple(out.shape)}")
+        with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+            n_words = self.codes.shape[1]
+            unpack[(self.n_rows, n_words // self.part)](
+                self.signed_mantissas, self.codes, out.view(torch.int16), self.n_columns, n_words, self.base, PART=self.part, num_warps=1
+            )
+        out.view(-1).index_copy_(0, self.places, self.values)
+
+
+def _base(exponents: torch.Tensor) -> int:
+    """The base with which the most weights have a code."""
+    import torch
+
+    from modelcodec.kernels.triton.fixed_length import X_SCALE
+
+    counts = torch.bincount(exponents.view(-1), minlength=256)
+    bases = min(256 - CODES, X_SCALE + 127)  # 2^(base - X_SCALE) is a float
+    return int(counts[1:].unfold(0, CODES, 1).sum(1)[:bases].argmax())
+
+
+def _packed(numbers: torch.Tensor, bits: int, part: int) -> torch.Tensor:
+    """Numbers of 4 or 8 bits (i4), 32 / bits in a word, those `part` columns apart together; rows padded with zeros to whole blocks."""
+    import torch
+
+    n_rows, n_columns = numbers.shape
+    padded = torch.nn.functional.pad(numbers, (0, -n_columns % (8 * part))).view(n_rows, -1, 32 // bits, part)
+    words = torch.zeros_like(padded[:, :, 0])
+    for j in range(32 // bits):
+        words |= padded[:, :, j] << bits * j
+    return words.view(n_rows, -1)
