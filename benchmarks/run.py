@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "lossless": "benchmarks.lossless",
     "quantized": "benchmarks.quantized",
+    "load": "benchmarks.load",
     "gpu": "benchmarks.gpu",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums over the tensors of one dtype. `floor_bits` is the mean over the weights, None unless every tensor has one."""
+    """Sums over the tensors of one dtype. `floor_bits` and `model_bits` are means over the weights, None unless every tensor has one."""
 
     dtype: str
     n_tensors: int
@@ -25,6 +25,7 @@ class Total:
     n_bytes: int
     n_bytes_coded: int
     floor_bits: float | None
+    model_bits: float | None
 
     @property
     def bits_per_weight(self) -> float:
@@ -38,16 +39,22 @@ class Total:
 def total(dtype: str, tensors: Iterable[TensorReport]) -> Total:
     tensors = list(tensors)
     n_weights = sum(t.n_weights for t in tensors)
-    floors = [t.floor_bits * t.n_weights for t in tensors if t.floor_bits is not None]
-    known = n_weights > 0 and all(t.floor_bits is not None for t in tensors if t.n_weights)
     return Total(
         dtype,
         len(tensors),
         n_weights,
         sum(t.n_bytes for t in tensors),
         sum(t.n_bytes_coded for t in tensors),
-        sum(floors) / n_weights if known else None,
+        _mean([(t.floor_bits, t.n_weights) for t in tensors]),
+        _mean([(t.model_bits, t.n_weights) for t in tensors]),
     )
+
+
+def _mean(rows: Sequence[tuple[float | None, int]]) -> float | None:
+    """Mean of bits a weight, over so many weights each; None where some have no bits, or there are no weights."""
+    known = [bits * n for bits, n in rows if n and bits is not None]
+    n_weights = sum(n for _, n in rows)
+    return sum(known) / n_weights if n_weights and len(known) == sum(1 for _, n in rows if n) else None
 
 
 def totals_by_dtype(tensors: Iterable[TensorReport]) -> list[Total]:

@@ -15,6 +15,7 @@ from modelcodec.cli.report import Total, leaves, shrunk, total, totals_by_dtype
 
 if TYPE_CHECKING:
     from modelcodec.report import Report, TensorReport
+    from modelcodec.types import Loss
 
 UNBOUNDED = 1_000_000
 """Columns of a console that wraps nothing."""
@@ -57,11 +58,12 @@ def _table(tensors: tuple[TensorReport, ...], plans: list[str], *, narrow: bool 
     table.add_column("dtype", no_wrap=True)
     table.add_column("shape", no_wrap=True)
     table.add_column("plan", overflow="fold")
-    for heading in ("before", "after", "bits", "floor", "ratio"):
+    lossy = any(tensor.loss for tensor in tensors)
+    for heading in ("before", "after", "bits", "model", "floor", "ratio", *(("max error", "SNR") if lossy else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for tensor, plan in zip(tensors, plans, strict=True):
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        table.add_row(Text(printable(tensor.name)), tensor.dtype, shape, Text(printable(plan)), *_figures(tensor))
+        table.add_row(Text(printable(tensor.name)), tensor.dtype, shape, Text(printable(plan)), *_figures(tensor), *(_loss(tensor.loss) if lossy else ()))
     table.add_section()
     totals = totals_by_dtype(tensors)
     for t in totals:
@@ -72,12 +74,19 @@ def _table(tensors: tuple[TensorReport, ...], plans: list[str], *, narrow: bool 
     return table
 
 
+def _loss(loss: Loss | None) -> tuple[str, str]:
+    """Largest error of a weight, and energy over that of the error."""
+    if loss is None:
+        return NONE, NONE
+    return f"{loss.max_error:.3g}", f"{loss.snr_db:.2f} dB"
+
+
 def _count(t: Total) -> str:
     return f"{t.n_tensors} tensor{'s' if t.n_tensors != 1 else ''}"
 
 
-def _figures(row: TensorReport | Total) -> tuple[str, str, str, str, str]:
-    """Bytes before and after, bits a weight, the floor in bits a weight, and the ratio."""
-    bits = NONE if not row.n_weights else f"{row.bits_per_weight:.3f}"
-    floor = NONE if row.floor_bits is None else f"{row.floor_bits:.3f}"
-    return size(row.n_bytes), size(row.n_bytes_coded), bits, floor, percent(row.n_bytes_coded, row.n_bytes)
+def _figures(row: TensorReport | Total) -> tuple[str, ...]:
+    """Bytes before and after; in bits a weight what it takes, what the model could reach, and the floor of order 0; the ratio."""
+    bits = (row.bits_per_weight if row.n_weights else None, row.model_bits, row.floor_bits)
+    texts = (NONE if value is None else f"{value:.3f}" for value in bits)
+    return size(row.n_bytes), size(row.n_bytes_coded), *texts, percent(row.n_bytes_coded, row.n_bytes)

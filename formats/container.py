@@ -337,7 +337,7 @@ class Container:
             start, end = entry.span(number)
             if number == entry.n_frames - 1:
                 self._check_padding(entry)
-            context = self._context(entry, number)
+            context = self.context(entry, number)
             return frames.decode(self.buffer[start:end], number, out, f"{self.where}: {entry.name}, frame {number} at byte {start}", context)
         start = entry.start + number * entry.frame_words * entry.spec.dtype.word
         piece = frames.as_bytes(self.buffer[start : start + out.nbytes])
@@ -352,7 +352,7 @@ class Container:
         if any(self.buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
             raise CorruptFile(f"{self.where}: the padding of {entry.name!r} is not zero; the file is damaged, fetch it again")
 
-    def _context(self, entry: Entry, number: int) -> FrameContext:
+    def context(self, entry: Entry, number: int) -> FrameContext:
         """What a frame of a coded entry may know."""
         shared, first = None, 0
         if entry.shared:
@@ -476,6 +476,8 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
     try:
         table = json.loads(header, object_pairs_hook=unique)
     except (ValueError, RecursionError):
+        if f'"{MARKER}"'.encode() in header:
+            raise corrupt("it is no JSON") from None
         raise UnsupportedFile(f"{where}: not a modelcodec file (its start is no safetensors header), or damaged") from None
     if not isinstance(table, dict):
         raise UnsupportedFile(f"{where}: not a modelcodec file (its start is no safetensors header)")

@@ -1,7 +1,7 @@
 """Scale classes: how large a weight is likely to be, from the scale of its row and of its column (docs/stages.md, class_rans).
 
-All in integers. A *log* is a float's magnitude in 128ths of an octave: its exponent and top 7 bits of mantissa. Scales are *places*, below 64, of logs on a
-grid. Words x, at an address, are those of one group of frames: whole rows, but for the last one.
+All in integers. A *log* is a number's magnitude in 128ths of an octave: a float's exponent and top 7 bits of mantissa; a one-byte word's is looked up. Scales
+are *places*, below 64, of logs on a grid. Words x, at an address, are those of one group of frames: whole rows, but for the last one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from modelcodec.kernels.frequencies import LOG2, bit_length
 from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, load_u8, load_u16, load_u32, store_u32
 
-__all__ = ["OCTAVE", "PITCH", "Groups", "count", "fit", "of_classes", "order0_bits"]
+__all__ = ["NO_LOGS", "OCTAVE", "PITCH", "Groups", "count", "fit", "of_classes", "order0_bits"]
 
 Array = np.ndarray[Any, Any]
 
 OCTAVE = 128
+NO_LOGS = np.zeros(256, np.uint16)
 SYMBOLS = 1 << 10
 _SPREAD = 8 * OCTAVE
 """At first, nothing is further from the middle: zeros and outliers say nothing about a scale."""
@@ -33,10 +34,13 @@ _FEW_LOG2 = 11
 """Neighbouring sums are put together from the start until they have one in 2^11 words."""
 
 
-@piece(types.void(int64, int64, int64, int64, int64, uint16[::1]))
-def _logs(x, width, down, first, m, to):
-    """Logs of m words from word `first` on."""
-    if width == 2:
+@piece(types.void(int64, int64, int64, int64, int64, int64, uint16[::1]))
+def _logs(x, width, down, of_bytes, first, m, to):
+    """Logs of m words from word `first` on. of_bytes: address of the logs of bytes, for one-byte words."""
+    if width == 1:
+        for i in range(m):
+            to[i] = load_u16(of_bytes + 2 * load_u8(x + first + i))
+    elif width == 2:
         for i in range(m):
             to[i] = (load_u16(x + 2 * (first + i)) & 0x7FFF) >> down
     else:
@@ -65,7 +69,7 @@ def _half_log(mean):
 
 
 @kernel
-def _fit(x, width, down, n, columns, every, middle, row_logs, column_logs, sums, line):
+def _fit(x, width, down, of_bytes, n, columns, every, middle, row_logs, column_logs, sums, line):
     rows = row_logs.size
     whole = n // columns
     counted = (whole + every - 1) // every
@@ -73,7 +77,7 @@ def _fit(x, width, down, n, columns, every, middle, row_logs, column_logs, sums,
         sums[:] = 0
         for r in range(rows):
             m = min(columns, n - r * columns)
-            _logs(x, width, down, r * columns, m, line)
+            _logs(x, width, down, of_bytes, r * columns, m, line)
             total = int64(0)
             counts = r % every == 0 and r < whole
             if after:
@@ -98,11 +102,12 @@ def _fit(x, width, down, n, columns, every, middle, row_logs, column_logs, sums,
 
 
 @kernel
-def _middle(x, width, down, n, step, counts):
+def _middle(x, width, down, of_bytes, n, step, counts, line):
     """The median log of every step-th word, in quarters of an octave."""
     counted = 0
     for i in range(0, n, step):
-        counts[(load_u16(x + width * i + width - 2) & 0x7FFF) >> down >> 5] += 1
+        _logs(x, width, down, of_bytes, i, 1, line)
+        counts[line[0] >> 5] += 1
         counted += 1
     level, below = 0, counts[0]
     while 2 * below < counted:
@@ -111,18 +116,24 @@ def _middle(x, width, down, n, step, counts):
     return level << 5
 
 
-def fit(x: Array, exponent_at: int, columns: int, every: int) -> tuple[Array, Array]:
+def fit(x: Array, exponent_at: int, columns: int, every: int, of_bytes: Array = NO_LOGS) -> tuple[Array, Array]:
     """Logs of the scales of rows and of columns (i4), around 0: the additive model log = row + column.
 
-    First by means of logs, then by mean squares of what is left. x: u2 or u4. exponent_at: the exponent's lowest bit in a word's top 16, at least 7. every:
-    one row in so many counts for the columns. source: a two-way analysis of variance.
+    First by means of logs, then by mean squares of what is left. x: u1, u2 or u4. exponent_at: the exponent's lowest bit in the top 16 of a wider word, at
+    least 7. every: one row in so many counts for the columns. of_bytes: the log of each byte (u2[256], below 2^15), for words of one byte. source: a two-way
+    analysis of variance.
     """
     rows = -(-x.size // columns)
     row_logs, column_logs, sums, line = np.empty(rows, np.int32), np.zeros(columns, np.int32), np.empty(columns, np.int64), np.empty(columns, np.uint16)
-    down = exponent_at - 7
-    middle = _middle(address_of(x), x.itemsize, down, x.size, x.size >> 14 | 1, np.zeros(1 << 10, np.int64))
-    _fit(address_of(x), x.itemsize, down, x.size, columns, every, middle, row_logs, column_logs, sums, line)
+    words = address_of(x), x.itemsize, exponent_at - 7, address_of(of_bytes), x.size
+    middle = _middle(*words, x.size >> 14 | 1, np.zeros(1 << 10, np.int64), line)
+    _fit(*words, columns, every, middle, row_logs, column_logs, sums, line)
     return row_logs, column_logs
+
+
+@piece(int64(int64, int64, int64, int64))
+def _symbol(x, width, low_bits, i):
+    return load_u8(x + i) if width == 1 else (load_u16(x + width * i + width - 2) & 0x7FFF) >> low_bits
 
 
 @kernel
@@ -136,8 +147,7 @@ def _count(x, width, low_bits, n, columns, rows, row_scales, column_scales, samp
             end = min(begin + _BLOCK, m)
             counted += end - begin
             for j in range(begin, end):
-                symbol = (load_u16(x + width * (first + j) + width - 2) & 0x7FFF) >> low_bits
-                counter = row + 4 * PITCH * load_u8(column_scales + j) + 4 * min(symbol, SYMBOLS - 1)
+                counter = row + 4 * PITCH * load_u8(column_scales + j) + 4 * min(_symbol(x, width, low_bits, first + j), SYMBOLS - 1)
                 store_u32(counter, load_u32(counter) + 1)
     return counted
 
@@ -145,7 +155,7 @@ def _count(x, width, low_bits, n, columns, rows, row_scales, column_scales, samp
 def count(x: Array, low_bits: int, columns: int, row_scales: Array, column_scales: Array, sample: int) -> tuple[Array, int]:
     """How often each symbol (1023: all from there on) occurs with each sum of a row's and a column's scale (u4[127, PITCH]), and how many words that are.
 
-    scales: u1, below 64. sample: blocks of 64 words in a row that are counted: one out of so many, another one in each row.
+    x: u1, its own symbols, u2 or u4. scales: u1, below 64. sample: blocks of 64 words in a row that are counted: one out of so many, another one in each row.
     """
     counts = np.zeros((SUMS, PITCH), np.uint32)
     rows, scales = row_scales.size, (address_of(row_scales), address_of(column_scales))

@@ -28,6 +28,8 @@ _PUBLIC = {
     "uninstall": "runtime.hooks",
     "compressed_saves": "runtime.saving",
     "torch_load": "runtime.torch_loading",
+    "stream": "runtime.streaming",
+    "load_model": "runtime.loading",
     "Report": "api",
     "Recipe": "recipe",
     "Limits": "limits",

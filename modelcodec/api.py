@@ -21,6 +21,7 @@ from modelcodec.pool import thread_count
 from modelcodec.report import Report, TensorReport, weights_of
 from modelcodec.restoration import restore
 from modelcodec.tensor_file import Framework, TensorFile
+from modelcodec.types import Loss
 
 if TYPE_CHECKING:
     from modelcodec.compression import Settings
@@ -122,7 +123,7 @@ def verify(path: str | Path, *, threads: int | None = None, progress: Progress |
 
 
 def inspect(path: str | Path, *, floors: bool = False) -> Report:
-    """What a container holds, tensor by tensor, from directory and frame heads alone. `floors` decodes the tensors to tell their order-0 entropy."""
+    """What a container holds, tensor by tensor, from directory and frame heads alone. `floors` decodes the tensors to tell their order-0 entropy and that of the model used."""
     root = Path(path)
     if root.is_dir():
         return _folder_report(root, "", [inspect(root / name, floors=floors) for name in _containers_in(root)])
@@ -370,22 +371,23 @@ def _describe(archive: container.Container, source: str, destination: str, *, fl
     names: dict[int, list[str]] = {}
     for view in archive.views():
         names.setdefault(view.extent, []).append(view.spec.name)
-    rows = tuple(_tensor_report(archive, entry, " = ".join(names.get(k, [entry.name])), floors) for k, entry in enumerate(archive.tensors))
+    losses = archive.losses()
+    rows = tuple(_tensor_report(archive, entry, " = ".join(names.get(k, [entry.name])), floors, losses) for k, entry in enumerate(archive.tensors))
     digest = archive.sha256.hex() if archive.sha256 else None
     return Report(source, destination, archive.source_format, archive.source_size, len(archive.buffer), rows, digest)
 
 
-def _tensor_report(archive: container.Container, entry: container.Entry, name: str, floors: bool) -> TensorReport:
+def _tensor_report(archive: container.Container, entry: container.Entry, name: str, floors: bool, losses: Mapping[str, Loss]) -> TensorReport:
     spec = entry.spec
     if entry.coded:
         plans = Counter(str(archive.frame_head(entry, number).root) for number in range(entry.n_frames))
         plan = plans.most_common(1)[0][0]
     else:
         plan = "stored" if entry.kind == container.ORDINARY else f"same as {archive.resolve(entry).name}"
-    floor = None
+    floor = model = None
     if floors:
-        from modelcodec.floor import floor_bits
+        from modelcodec.floor import floor_bits, model_bits
 
-        floor = floor_bits(archive, entry)
-    return TensorReport(name, spec.dtype.name, spec.shape, plan, spec.n_bytes, entry.size, weights_of(spec), floor)
+        floor, model = floor_bits(archive, entry), model_bits(archive, entry)
+    return TensorReport(name, spec.dtype.name, spec.shape, plan, spec.n_bytes, entry.size, weights_of(spec), floor, model, losses.get(entry.name))
 

@@ -1,11 +1,17 @@
-"""The floor that `info` shows: what an order-0 code of a tensor's symbols would take."""
+"""The floors that `info` shows: what an order-0 code of a tensor's symbols would take, and what the model that the planner chose could reach."""
 
 from __future__ import annotations
+
+from math import prod
 
 import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.formats import container
+from modelcodec.kernels.class_rans import ESCAPE, MOST_CLASSES
+from modelcodec.stage import FrameContext
+from modelcodec.stages.class_rans import ClassRans, ScaleClasses
+from modelcodec.stages.rans import Rans
 from modelcodec.types import Array, DType
 
 
@@ -30,10 +36,53 @@ def floor_bits(archive: container.Container, entry: container.Entry) -> float | 
         rest = octets[whole:]
     coded = sum(_entropy(h) for h in histograms) * n
     free = n * _free_bits(dtype)
-    weights = 1
-    for dimension in entry.spec.shape:
-        weights *= dimension
-    return (coded + free) / weights
+    return (coded + free) / prod(entry.spec.shape)
+
+
+def model_bits(archive: container.Container, entry: container.Entry) -> float | None:
+    """Bits an element that the model used could reach: the entropy of what is coded given what its decoder knows, and all else as it is.
+
+    rans: the order-0 entropy of its words in the frame; class_rans: that of words given their class, in the group of frames; raw its words; zstd, whose model
+    nobody else has, what it takes. What describes the model is left out: tables, scales, palettes, heads. None for an empty tensor, 0 for one that another
+    one holds. Decodes the tensor, a frame at a time.
+    """
+    n_elements = prod(entry.spec.shape)
+    if n_elements == 0 or entry.kind == container.SAME:
+        return 0.0 if n_elements else None
+    if not entry.coded:
+        return 8 * entry.spec.n_bytes / n_elements
+    bits, of_classes = 0.0, np.zeros((MOST_CLASSES, ESCAPE + 1), np.int64)
+    for number in range(entry.n_frames):
+        nodes = list(archive.frame_head(entry, number).root.walk())
+        context, end = archive.context(entry, number), entry.span(number)[1]
+        payload = frames.as_bytes(archive.buffer[end - sum(node.layout.n_payload for node in nodes) : end])
+        for node in nodes:
+            if node.stage is Rans:
+                bits += node.n * _entropy(np.bincount(_words(node, payload, context)))
+            elif node.stage is ClassRans:
+                _count_by_class(_words(node, payload, context), context, of_classes)
+            else:
+                bits += 8 * node.layout.n_payload
+        if number + 1 == entry.n_frames or (number + 1) % max(entry.group_frames, 1) == 0:
+            bits += sum(int(counts.sum()) * _entropy(counts) for counts in of_classes)
+            of_classes[:] = 0
+    return bits / n_elements
+
+
+def _words(node: frames.Node, payload: Array, context: FrameContext) -> Array:
+    out = np.empty(node.n, frames.WORD[node.width])
+    parts = [_words(child, payload, context) for child in node.children]
+    node.stage.decode(node.header, payload[node.start : node.start + node.layout.n_payload], parts, out, context)
+    return out
+
+
+def _count_by_class(words: Array, context: FrameContext, counts: Array) -> None:
+    """Add the words to the counts of their classes; those that are always escaped count as one symbol."""
+    classes = ScaleClasses.of(context.shared)
+    row, column = np.divmod(np.arange(context.first, context.first + words.size), classes.column_scales.size)
+    sums = classes.row_scales[row] + classes.column_scales[column]
+    of_word = np.searchsorted(classes.thresholds, sums, side="right") * counts.shape[1]
+    counts += np.bincount(of_word + np.minimum(words.astype(np.int64), ESCAPE), minlength=counts.size).reshape(counts.shape)
 
 
 _EXPONENT = {"F16": (10, 5), "BF16": (7, 8), "F32": (23, 8), "F64": (52, 11), "C64": (23, 8), "C128": (52, 11)}

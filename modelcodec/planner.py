@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from modelcodec import scale_classes
 from modelcodec.entropy import order0_bits
 from modelcodec.kernels import planes as kernels
 from modelcodec.kernels import survey
+from modelcodec.kernels.frequencies import histogram
 from modelcodec.stage import Encoded, FrameContext, Plan, Shared
 from modelcodec.stages.class_rans import ClassRans
 from modelcodec.stages.constant import Constant
@@ -32,7 +34,7 @@ CONSTANT = Plan(Constant())
 
 _TABLE_BITS = {FAST: 8, DEFAULT_LEVEL: 11, SMALL: 12}
 """Tables of 8 bits decode fastest, but hold no more than exponents."""
-_SAMPLE = {FAST: 8, DEFAULT_LEVEL: 4, SMALL: 1}
+_SAMPLE = {FAST: 16, DEFAULT_LEVEL: 4, SMALL: 1}
 """A table is made from one in so many words, where there are many."""
 _BYTE_TABLE_BITS = {FAST: 11, DEFAULT_LEVEL: 12, SMALL: 12}
 _ZSTD_LEVEL = {FAST: 1, DEFAULT_LEVEL: 5, SMALL: 19}
@@ -52,12 +54,17 @@ _WIDE_FLOATS = {"F32": ((BFLOAT16, 16, "BF16"), (FLOAT16, 13, "F16")), "F64": ((
 
 _SAMPLE_WORDS = 1 << 15
 _FAST_WORDS = 1 << 17
-_ZSTD_SAMPLE = 1 << 14
+_ZSTD_SAMPLE, _ZSTD_SAMPLES = 1 << 14, 4
 _SHORT_BYTES = 1 << 15
 _REPEAT_SAMPLE = 1 << 13
-_QUICK = Zstd(1)
-_ZSTD_FLATTERY = 32
-"""A short sample's tables fit it better than a whole frame's will fit the frame: so much is added to what it shows."""
+_ROWS_SAMPLED = 64
+_BYTES_APART = SplitFloat(7)
+_QUICK, _WHOLE = Zstd(1), Zstd(5)
+_QUICK_PLAN = Plan(_QUICK)
+_ZSTD_SLOW = {FAST: 2, DEFAULT_LEVEL: 1, SMALL: 0}
+"""zstd decodes at half the speed of rans: where speed counts it must save so many 64ths."""
+_ZSTD_NEAR = 64
+"""zstd at full strength is tried where at its quickest it takes at most one part in so many more than order 0."""
 _SPARSE_SHARE = 32
 """Zeros are masked from one in this many words on: below that they cost little as symbols."""
 _TABLE_SYMBOL_BITS = 8
@@ -101,7 +108,7 @@ def plan(spec: TensorSpec, x: Array, level: int) -> Plan:
     if is_constant(x):
         return CONSTANT
     if name in _FLOATS:
-        return float_plan(x, _FLOATS[name], level)
+        return float_plan(x, _FLOATS[name], level, spec.row_words)
     if name in _BLOCK_FIELDS:
         return _blocks(x, name, level)
     return integer_plan(x, level) if x.itemsize > 1 else byte_plan(x, level)
@@ -116,26 +123,87 @@ class PlannedGroup:
 
 
 def share(spec: TensorSpec, x: Array, frame_words: int, plans: tuple[Plan, ...], level: int) -> PlannedGroup:
-    """Scale classes for a group of frames, at the smallest level, where they take less than each frame's own table."""
-    dtype = _FLOATS.get(spec.dtype.name)
-    columns = spec.row_words
-    if level != SMALL or dtype not in _EXPONENT_AT or len(spec.shape) < 2 or frame_words % max(columns, 1):
-        return PlannedGroup(plans, None)
-    own = 0
-    for first, plan in zip(range(0, x.size, frame_words), plans, strict=True):
-        if isinstance(plan.stage, SplitFloat):
-            cut = plan.stage.low_bits
-            own += _Survey.of(x[first : first + frame_words], (cut,)).bits(cut)
-    if own == 0:
+    """Scale classes for a group of frames, at the smallest level, where they take less than the frames' own plans."""
+    if level == SMALL and len(spec.shape) > 1 and frame_words % max(spec.row_words, 1) == 0:
+        if x.itemsize == 1 and spec.dtype.elements == 1:
+            return _share_bytes(spec, x, frame_words, plans)
+        if _FLOATS.get(spec.dtype.name) in _EXPONENT_AT:
+            return _share_floats(spec, x, frame_words, plans)
+    return PlannedGroup(plans, None)
+
+
+def _share_floats(spec: TensorSpec, x: Array, frame_words: int, plans: tuple[Plan, ...]) -> PlannedGroup:
+    dtype, columns = _FLOATS[spec.dtype.name], spec.row_words
+    if not any(_has_table(plan) or _has_repeats(plan) for plan in plans):
         return PlannedGroup(plans, None)
     found = scale_classes.find(x, columns, _EXPONENT_AT[dtype], _LOW_BITS[dtype][SMALL])
-    if found is None or found.bits >= own:
+    if found is None:
         return PlannedGroup(plans, None)
-    return PlannedGroup(tuple(_with_classes(plan, found.low_bits) for plan in plans), Shared(found.classes.write(), found.classes))
+    shared, low_bits = Shared(found.classes.write(), found.classes), found.low_bits
+    if all(map(_has_table, plans)):
+        own = sum(_table_bits(plan, x[i * frame_words : (i + 1) * frame_words]) for i, plan in enumerate(plans))
+        better = found.bits + _shared_bits(shared) < own
+        return PlannedGroup(tuple(_with_classes(plan, low_bits) for plan in plans), shared) if better else PlannedGroup(plans, None)
+
+    def saved(piece: Array, plan: Plan, context: FrameContext) -> int:
+        if not (_has_table(plan) or _has_repeats(plan)):
+            return 0
+        own = _table_bits(plan, piece) if _has_table(plan) else _repeated_bits(piece, columns)
+        symbols = ClassRans().encode(_parts(SplitFloat(low_bits), piece)[0], context)
+        return own - 8 * len(symbols.payload) - piece.size * (low_bits + 1) if symbols else 0
+
+    return _frame_by_frame(spec, x, frame_words, plans, shared, saved, lambda plan: _with_classes(plan, low_bits))
+
+
+def _has_table(plan: Plan) -> bool:
+    return isinstance(plan.stage, SplitFloat) and isinstance(plan.then["symbols"].stage, Rans)
+
+
+def _has_repeats(plan: Plan) -> bool:
+    return isinstance(plan.stage, SplitFloat) and isinstance(plan.then["symbols"].stage, Zstd)
+
+
+def _table_bits(plan: Plan, x: Array) -> int:
+    """What the top 16 bits of floats take with a table of their own."""
+    return _Survey.of(x, (plan.stage.low_bits,)).bits(plan.stage.low_bits) if isinstance(plan.stage, SplitFloat) else 0
 
 
 def _with_classes(plan: Plan, low_bits: int) -> Plan:
-    return Plan(SplitFloat(low_bits), {**plan.then, "symbols": Plan(ClassRans())}) if isinstance(plan.stage, SplitFloat) else plan
+    return Plan(SplitFloat(low_bits), {name: inner for name, inner in plan.then.items() if name == "low"} | {"symbols": Plan(ClassRans())})
+
+
+def _share_bytes(spec: TensorSpec, x: Array, frame_words: int, plans: tuple[Plan, ...]) -> PlannedGroup:
+    found = scale_classes.find_bytes(x, spec.row_words, scale_classes.byte_logs(spec.dtype.name, x))
+    if found is None:
+        return PlannedGroup(plans, None)
+
+    def saved(piece: Array, plan: Plan, context: FrameContext) -> int:
+        encoded = ClassRans().encode(piece, context)
+        fewer = 8 * (_byte_cost(piece, plan) - len(encoded.payload)) if encoded else 0
+        if encoded and fewer > 0 and isinstance(plan.stage, Zstd):  # the samples may have missed repetitions that are far apart
+            fewer = min(fewer, 8 * (len(_WHOLE.encode(piece, _NO_CONTEXT).payload) - len(encoded.payload)))
+        return fewer
+
+    shared = Shared(found.classes.write(), found.classes)
+    return _frame_by_frame(spec, x, frame_words, plans, shared, saved, lambda plan: Plan(ClassRans()))
+
+
+def _frame_by_frame(
+    spec: TensorSpec, x: Array, frame_words: int, plans: tuple[Plan, ...], shared: Shared, saved: Callable[[Array, Plan, FrameContext], int],
+    classed: Callable[[Plan], Plan],
+) -> PlannedGroup:  # fmt: skip
+    """Classes for those frames whose own plans take more, which `saved` tells in bits, if together that pays for the shared part."""
+    chosen, total = [], -_shared_bits(shared)
+    for i, plan in enumerate(plans):
+        piece = x[i * frame_words : (i + 1) * frame_words]
+        bits = saved(piece, plan, FrameContext(spec, i * frame_words, piece.size, shared))
+        chosen.append(classed(plan) if bits > 0 else plan)
+        total += max(bits, 0)
+    return PlannedGroup(tuple(chosen), shared) if total > 0 else PlannedGroup(plans, None)
+
+
+def _shared_bits(shared: Shared) -> int:
+    return 8 * _rans_bytes(np.frombuffer(shared.data, np.uint8), _byte_coder(SMALL))
 
 
 def is_constant(x: Array) -> bool:
@@ -171,8 +239,8 @@ class _Survey:
         return choices[0] if len(choices) == 1 else min((self.bits(low_bits), low_bits) for low_bits in choices)[1]
 
 
-def float_plan(x: Array, dtype: str, level: int) -> Plan:
-    """Zeros apart, narrower floats narrow, few values as a palette; else sign, exponent and mantissa apart."""
+def float_plan(x: Array, dtype: str, level: int, columns: int = 0) -> Plan:
+    """Zeros apart, narrower floats narrow, few values as a palette; else sign, exponent and mantissa apart. columns: words in a row, 0 where nobody knows."""
     seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x, dtype, level)])
     if seen.zeros * _SPARSE_SHARE > seen.n_sampled and x.size >= 64:
         return _masked(x, 0, dtype, level)
@@ -180,25 +248,47 @@ def float_plan(x: Array, dtype: str, level: int) -> Plan:
         if not seen.every & ((1 << low_bits) - 1):
             narrow = _narrowed(x, kind)
             if narrow is not None:
-                return Plan(Widen(kind), {"narrow": float_plan(narrow, narrow_dtype, level)})
+                return Plan(Widen(kind), {"narrow": float_plan(narrow, narrow_dtype, level, columns)})
     palette = _palette(x, level)
     if palette is not None:
         return palette
     split = _split(x, seen, dtype, level)
-    bits = seen.bits(split.stage.low_bits) if isinstance(split.stage, SplitFloat) else 8 * x.nbytes
-    if level > FAST and _repeats(x, bits):
-        return Plan(Zstd(_ZSTD_LEVEL[level]))
-    return split
+    bits = seen.bits(split.stage.low_bits) if isinstance(split.stage, SplitFloat) else 16 * x.size
+    return _repeated(x, columns, bits, split.then, level) or split
 
 
-def _repeats(x: Array, bits: int) -> bool:
-    """Whether rows come again, as those of an embedding that were never trained: zstd then beats by far the `bits` that the words take one by one."""
-    octets = x.view(np.uint8)
-    if octets.size < 4 * _REPEAT_SAMPLE:
-        return False
-    places = (octets.size // 4, octets.size // 4 * 3)
-    found = sum(len(_QUICK.encode(octets[at : at + _REPEAT_SAMPLE], _NO_CONTEXT).payload) for at in places)
-    return 8 * found * octets.size * 16 < bits * 2 * _REPEAT_SAMPLE * 15
+def _repeated(x: Array, columns: int, bits: int, then: Mapping[str, Plan], level: int) -> Plan | None:
+    """Where rows come again, exactly or nearly, as those of an embedding that were never trained, zstd finds them: in whole words, or, at the smallest level,
+    in each kind of a float's bytes, where it also comes near order 0. None where that saves too little of the `bits` that words take one by one.
+
+    bits: without those below the top 16. then: the plans for words one by one.
+    """
+    if level == FAST or x.size < 4 * _REPEAT_SAMPLE:
+        return None
+    if level == SMALL:
+        found = _repeated_bits(x, columns)
+        plan = Plan(_BYTES_APART, dict(then) | {"symbols": _QUICK_PLAN, "rest": _QUICK_PLAN})
+    else:
+        sample = _some_rows(x, columns)
+        found = 8 * len(_QUICK.encode(sample, _NO_CONTEXT).payload) * x.size // sample.size - 8 * (x.nbytes - 2 * x.size)
+        plan = Plan(Zstd(_ZSTD_LEVEL[level]))
+    return plan if 16 * found < 15 * bits else None
+
+
+def _repeated_bits(x: Array, columns: int) -> int:
+    """What zstd would make of the top 16 bits of floats, in two kinds of bytes."""
+    sample = _some_rows(x, columns)
+    parts = _parts(_BYTES_APART, sample)[:2]
+    return 8 * sum(len(_QUICK.encode(part, _NO_CONTEXT).payload) for part in parts) * x.size // sample.size
+
+
+def _some_rows(x: Array, columns: int) -> Array:
+    """The starts of some rows spread over x, or, where it has too few rows, of a few pieces of it."""
+    if not 0 < columns <= x.size // _ROWS_SAMPLED:
+        columns = x.size // 2
+    rows = x[: x.size // columns * columns].reshape(-1, columns)
+    rows = rows[:: max(len(rows) // _ROWS_SAMPLED, 1)]
+    return np.ascontiguousarray(rows[:, : _REPEAT_SAMPLE // min(len(rows), _ROWS_SAMPLED)]).reshape(-1)
 
 
 def _narrowed(x: Array, kind: int) -> Array | None:
@@ -256,8 +346,8 @@ def _low_plan(x: Array, level: int) -> Plan | None:
     sample = np.ascontiguousarray(x[:: x.size // _SAMPLE_WORDS | 1])
     octets = sample.view(np.uint8).reshape(-1, x.itemsize)[:, : x.itemsize - 2]
     for k in range(octets.shape[1]):
-        if 64 * 8 * _rans_bytes(octets[:, k]) < 63 * 8 * sample.size:
-            return Plan(Planes(), {f"plane {k}": Plan(Rans(_BYTE_TABLE_BITS[level])) for k in (0, 1)})
+        if 64 * 8 * _rans_bytes(octets[:, k], _byte_coder(SMALL)) < 63 * 8 * sample.size:
+            return Plan(Planes(), {f"plane {k}": Plan(_byte_coder(level)) for k in (0, 1)})
     return None
 
 
@@ -278,8 +368,9 @@ def integer_plan(x: Array, level: int) -> Plan:
     planes = _parts(Planes(), x)
     plans = [byte_plan(plane, level) for plane in planes]
     cost = sum(_byte_cost(plane, inner) for plane, inner in zip(planes, plans, strict=True))
-    if zstd_bytes(x.view(np.uint8), level) < cost:
-        return Plan(Zstd(_zstd_level(x, level)))
+    packed, zstd_level = _zstd_choice(x.view(np.uint8), cost, level)
+    if packed < cost:
+        return Plan(Zstd(zstd_level))
     return Plan(Planes(), {f"plane {k}": inner for k, inner in enumerate(plans)})
 
 
@@ -289,24 +380,42 @@ def byte_plan(x: Array, level: int) -> Plan:
         return RAW
     if is_constant(x):
         return CONSTANT
-    coded = _rans_bytes(x)
-    packed = zstd_bytes(x, level)
+    coder = _byte_coder(level)
+    coded = _rans_bytes(x, coder)
+    packed, zstd_level = _zstd_choice(x, coded, level)
+    if x.size > _SHORT_BYTES:
+        packed += packed * _ZSTD_SLOW[level] // 64
     if min(coded, packed) >= x.size:
         return RAW
-    return Plan(Zstd(_zstd_level(x, level))) if packed < coded else Plan(Rans(_BYTE_TABLE_BITS[level]))
+    return Plan(Zstd(zstd_level)) if packed < coded else Plan(coder)
 
 
-def _rans_bytes(x: Array) -> int:
-    counts = np.bincount(x, minlength=256)
-    return (order0_bits(counts) + _TABLE_SYMBOL_BITS * int(np.count_nonzero(counts)) + _STREAM_BITS + 7) // 8
+def _zstd_choice(x: Array, coded: int, level: int) -> tuple[int, int]:
+    """The bytes that zstd would take, and its level; it is asked at full strength where it comes near what order 0 takes."""
+    quick, strong = zstd_bytes(x, _QUICK.level), _zstd_level(x, level)
+    if strong == _QUICK.level or quick - quick // _ZSTD_NEAR > coded:
+        return quick, _QUICK.level
+    return min((quick, _QUICK.level), (zstd_bytes(x, strong), strong))
+
+
+def _byte_coder(level: int) -> Rans:
+    return Rans(_BYTE_TABLE_BITS[level], _SAMPLE[level])
+
+
+def _rans_bytes(x: Array, coder: Rans) -> int:
+    """What rans would take, from as many words as its table is made from."""
+    counts = np.zeros(256, np.int64)
+    histogram(np.ascontiguousarray(x), counts, coder.sample_step(x.size))
+    bits = order0_bits(counts) * x.size // int(counts.sum())
+    return (bits + _TABLE_SYMBOL_BITS * int(np.count_nonzero(counts)) + _STREAM_BITS + 7) // 8
 
 
 def _byte_cost(x: Array, chosen: Plan) -> int:
     if isinstance(chosen.stage, Constant):
         return 1
-    if isinstance(chosen.stage, Raw):
-        return x.size
-    return _rans_bytes(x) if isinstance(chosen.stage, Rans) else zstd_bytes(x, SMALL)
+    if isinstance(chosen.stage, Zstd):
+        return zstd_bytes(x, chosen.stage.level)
+    return _rans_bytes(x, chosen.stage) if isinstance(chosen.stage, Rans) else x.size
 
 
 def _zstd_level(x: Array, level: int) -> int:
@@ -315,13 +424,13 @@ def _zstd_level(x: Array, level: int) -> int:
 
 
 def zstd_bytes(x: Array, level: int) -> int:
-    """What zstd would take, from two samples where x is long."""
-    stage = Zstd(_zstd_level(x, level))
-    if x.size <= 4 * _ZSTD_SAMPLE:
+    """What zstd would take at a level of its own, from some samples where x is long."""
+    stage = Zstd(level)
+    if x.size <= _ZSTD_SAMPLES * _ZSTD_SAMPLE:
         return len(stage.encode(x, _NO_CONTEXT).payload)
-    places = (x.size // 4, x.size // 4 * 3)
-    sampled = sum(len(stage.encode(x[at : at + _ZSTD_SAMPLE], _NO_CONTEXT).payload) for at in places) * x.size // (2 * _ZSTD_SAMPLE)
-    return sampled + sampled // _ZSTD_FLATTERY
+    places = [x.size * (2 * i + 1) // (2 * _ZSTD_SAMPLES) - _ZSTD_SAMPLE // 2 for i in range(_ZSTD_SAMPLES)]
+    found = sum(len(stage.encode(x[at : at + _ZSTD_SAMPLE], _NO_CONTEXT).payload) for at in places)
+    return found * x.size // (_ZSTD_SAMPLES * _ZSTD_SAMPLE)
 
 
 def _blocks(x: Array, name: str, level: int) -> Plan:
@@ -338,7 +447,7 @@ def _blocks(x: Array, name: str, level: int) -> Plan:
     return Plan(stage, then)
 
 
-def _parts(stage: Sparse | Palette | Planes | Fields, x: Array) -> tuple[Array, ...]:
+def _parts(stage: SplitFloat | Sparse | Palette | Planes | Fields, x: Array) -> tuple[Array, ...]:
     encoded: Encoded | None = stage.encode(x, _NO_CONTEXT)
     if encoded is None:
         raise AssertionError(f"{stage.name} was chosen for words that it does not apply to")

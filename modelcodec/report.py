@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modelcodec.types import TensorSpec
+from modelcodec.types import Loss, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,8 @@ class TensorReport:
     """One tensor: `n_bytes` in the source, `n_bytes_coded` in the container, `plan` the tree of most of its frames. The name of a storage is that of the
     tensors on it.
 
-    `floor_bits`: the order-0 entropy of its symbols plus its incompressible bits, in bits an element; only where it was asked for.
+    Only where they were asked for, in bits an element: `floor_bits`, the order-0 entropy of its symbols plus its incompressible bits; `model_bits`, what the
+    plan could reach, without what describes its tables. `loss`: how far a lossy tensor is from its original.
     """
 
     name: str
@@ -24,6 +25,8 @@ class TensorReport:
     n_bytes_coded: int
     n_weights: int
     floor_bits: float | None = None
+    model_bits: float | None = None
+    loss: Loss | None = None
 
     @property
     def ratio(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, log10, prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -150,6 +150,11 @@ class Loss:
 
     max_error: float
     relative_mse: float
+
+    @property
+    def snr_db(self) -> float:
+        """Energy of the original over that of the error, in dB."""
+        return -10 * log10(self.relative_mse) if self.relative_mse else inf
 
 
 @dataclass(frozen=True, slots=True)

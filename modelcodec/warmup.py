@@ -49,6 +49,7 @@ def warmup() -> None:
 def _weights(dtype: str, n: int) -> Array:
     """Bits of numbers of many magnitudes, the same on every machine."""
     k = np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    k = (k ^ k >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)  # multiples of a number alone nearly come again, which is another plan
     values = ((k >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5) * 2.0 ** -(np.arange(n) % _COLUMNS % 7)
     word = DTYPE_BY_NAME[dtype].word
     if dtype == "BF16":

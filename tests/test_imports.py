@@ -41,6 +41,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 
 def layer(module: str) -> str:
     top = f"{module}.__init__".split(".")[1]
+    if top == "__main__":
+        return "cli"
     if top in ("kernels", "stages", "cli", *CALLERS):
         return top
     return "shared" if top in SHARED else "api" if top in API else "core"

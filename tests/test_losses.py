@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import reference_decoder
 from safetensors.numpy import save
 
 import modelcodec
+from modelcodec.cli.main import main
 from modelcodec.compression import Settings, compress_view
 from modelcodec.errors import BadRecipe, CorruptFile
 from modelcodec.fitted import Fitted, FittedTensor, Weights
@@ -85,6 +87,17 @@ def test_tensors_of_a_torch_file_are_fitted_where_they_lie(tmp_path: Path, zippe
         assert torch.equal(back[name], expected), name
     loaded = modelcodec.load_file(f"{path}.mcodec", "pt")
     assert all(torch.equal(loaded[name], back[name]) for name in state)
+
+
+def test_info_tells_the_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.mcodec").write_bytes(_compressed({"a[1]": Loss(0.125, 0.01)}))
+    assert main(["info", str(tmp_path / "m.mcodec")]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert rows["a[1]"].rstrip().endswith("0.125  20.00 dB")
+    assert rows["b"].rstrip().endswith("-         -")
+    assert main(["info", "--json", str(tmp_path / "m.mcodec")]) == 0
+    tensors = json.loads(capsys.readouterr().out)["tensors"]
+    assert [tensor["loss"] for tensor in tensors if tensor["name"] in ("a[1]", "b")] == [{"max_error": 0.125, "relative_mse": pytest.approx(0.01)}, None]
 
 
 def test_a_fit_that_gives_other_tensors_is_refused() -> None:

@@ -17,9 +17,10 @@ import modelcodec
 from modelcodec import frame
 from modelcodec.errors import CorruptFile, ModelCodecError
 from modelcodec.formats import container
+from modelcodec.kernels import scale_classes as kernels
 from modelcodec.kernels.frequencies import Table
 from modelcodec.recipe import Recipe
-from modelcodec.scale_classes import find
+from modelcodec.scale_classes import byte_logs, find
 from modelcodec.stage import FrameContext, Plan, Shared
 from modelcodec.stages.class_rans import ClassRans, ScaleClasses
 from modelcodec.stages.split_float import SplitFloat
@@ -69,9 +70,89 @@ def test_scales_are_worth_several_percent_and_tell_the_newer_version() -> None:
     assert len(entry.shared) == 1
 
 
+ROW_LOUD, COLUMN_LOUD = np.exp2(np.arange(512) % 4 / 2)[:, None], np.exp2(np.arange(1024) % 8 / 2)
+
+
+def numbers() -> np.ndarray:
+    """Rows of 4 scales and columns of 8, eleven different products."""
+    return np.random.default_rng(12).standard_normal((512, 1024)) * ROW_LOUD * COLUMN_LOUD
+
+
+def nibbles() -> np.ndarray:
+    """Offset binary of 4 bits, two in a byte."""
+    x = np.clip(np.round(numbers() / 7), -8, 7) + 8
+    return (x[:, ::2].astype(np.uint8) | x[:, 1::2].astype(np.uint8) << 4).astype(np.uint8)
+
+
+BYTES = {
+    "F8_E4M3": lambda: numbers().astype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": lambda: numbers().astype(ml_dtypes.float8_e5m2),
+    "I8": lambda: np.round(numbers()).astype(np.int8),
+    "U8": lambda: (np.round(numbers()) + 128).astype(np.uint8),
+    "packed U8": nibbles,
+}
+
+
+def entropy_by_scale(x: np.ndarray) -> float:
+    """Bits of bytes whose scales are known: at order 0 among those of the same product; of a packed pair the columns stand side by side."""
+    octets, columns = x.view(np.uint8), COLUMN_LOUD if x.shape[1] == COLUMN_LOUD.size else COLUMN_LOUD[::2]
+    bits = 0.0
+    for loud in np.unique(ROW_LOUD * columns):
+        counts = np.bincount(octets[ROW_LOUD * columns == loud], minlength=256)
+        counts = counts[counts > 0]
+        bits += float((counts * np.log2(counts.sum() / counts)).sum())
+    return bits
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes_by_scale_come_near_the_entropy_of_known_scales(name: str) -> None:
+    x = BYTES[name]()
+    small, plain = modelcodec.save({"w": x}, level=9), modelcodec.save({"w": x}, level=5)
+    assert modelcodec.load(small)["w"].tobytes() == x.tobytes()
+    assert len(small) < 0.97 * len(plain)
+    assert 8 * len(small) < 1.02 * entropy_by_scale(x) + 8 * 6000, "6000 bytes of tables and scales"
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (3000, 3), (5, 70_000), (1100, 1000, 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu, np.bool_])
+def test_bytes_without_scales_take_no_more_than_without_classes(shape: tuple[int, ...], dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    n = int(np.prod(shape))
+    draws = {"flat": rng.integers(0, 256, n), "bell": rng.binomial(255, 0.5, n), "few": rng.integers(0, 3, n), "counted": np.arange(n)}
+    for name, drawn in draws.items():
+        octets = drawn.astype(np.uint8).reshape(shape)
+        x = octets < 100 if dtype is np.bool_ else octets.view(dtype)
+        small, plain = modelcodec.save({"w": x}, level=9), modelcodec.save({"w": x}, level=5)
+        assert len(small) <= len(plain) + 64, name
+        assert modelcodec.load(small)["w"].tobytes() == x.tobytes()
+
+
+def test_logs_of_bytes_are_magnitudes() -> None:
+    for dtype, kind in (("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2), ("I8", np.int8)):
+        values = np.abs(np.arange(256, dtype=np.uint8).view(kind).astype(np.float64))
+        real = np.isfinite(values) & (values > 0)
+        logs = byte_logs(dtype, np.zeros(0, np.uint8)).astype(int)
+        offset = logs[real] / 128 - np.log2(values[real])
+        assert np.ptp(offset) < 0.09, "between powers of two a log is linear"
+        assert logs[values == 0].max() < logs[real].min()
+
+
+def test_kernels_take_bytes_by_their_logs() -> None:
+    """Bytes count as floats with the same magnitudes do."""
+    x = (np.round(numbers()).astype(np.int8)).reshape(-1).view(np.uint8)[: 300 * 1024 + 77]
+    logs = byte_logs("I8", x)
+    for of_bytes, of_floats in zip(kernels.fit(x, 7, 1024, 2, logs), kernels.fit(logs[x], 7, 1024, 2), strict=True):
+        assert np.array_equal(of_bytes, of_floats)
+    scales = np.arange(301, dtype=np.uint8) % 64, np.arange(1024).astype(np.uint8) % 64
+    counts, counted = kernels.count(x, 0, 1024, *scales, 2)
+    wide, also = kernels.count(x.astype(np.uint16), 0, 1024, *scales, 2)
+    assert counted == also
+    assert np.array_equal(counts, wide)
+
+
 def test_the_reference_decoder_agrees(tmp_path: Path) -> None:
     source = tmp_path / "source.safetensors"
-    modelcodec.save_file({"w": scaled(40, 130), "v": scaled(33, 200, np.float32)}, tmp_path / "w.mcodec.safetensors", level=9)
+    modelcodec.save_file({"w": scaled(40, 130), "v": scaled(33, 200, np.float32), "n": nibbles()[:40]}, tmp_path / "w.mcodec.safetensors", level=9)
     modelcodec.decompress(tmp_path / "w.mcodec.safetensors", source)
     data = (tmp_path / "w.mcodec.safetensors").read_bytes()
     assert restore(data) == source.read_bytes()
@@ -151,7 +232,8 @@ open(sys.argv[1], "wb").write(modelcodec.save(test_scale_classes.several(), leve
 
 
 def several() -> dict[str, np.ndarray]:
-    return {"a": scaled(700, 800), "b": scaled(500, 300, np.float32), "c": scaled(900, 90, np.float16), "d": scaled(7000, 5)}
+    floats = {"a": scaled(700, 800), "b": scaled(500, 300, np.float32), "c": scaled(900, 90, np.float16), "d": scaled(7000, 5)}
+    return floats | {"e": nibbles(), "f": BYTES["F8_E4M3"]()}
 
 
 def test_shared_parts_survive_writing() -> None:

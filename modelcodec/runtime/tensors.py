@@ -1,0 +1,61 @@
+"""Decoded bytes as tensors of numpy or torch, without copying."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from modelcodec.errors import LimitExceeded, UnsupportedFile
+from modelcodec.limits import LIMITS
+from modelcodec.tensor_file import Framework, numpy_dtype
+from modelcodec.types import Array, DType, TensorSpec, View
+
+
+def bytes_of(view: View, storage: Array, where: str) -> Array:
+    """The bytes of a view, which lies inside its storage: a part of that where it is contiguous, else a copy. Raises LimitExceeded."""
+    spec, size = view.spec, view.spec.dtype.bits // 8
+    start = storage[view.first * size :]
+    if not spec.n_bytes:
+        return start[:0]
+    if spec.n_bytes > max(storage.size, LIMITS.view_bytes):
+        raise LimitExceeded(f"{where}: {spec.name} repeats its storage up to {spec.n_bytes} bytes, {LIMITS.view_bytes} are allowed; read the storage")
+    # Untrusted: the stride of an axis of length 1 means nothing and may be anything.
+    strides = tuple(stride * size if length > 1 else 0 for length, stride in zip(spec.shape, view.strides, strict=True))
+    elements = np.lib.stride_tricks.as_strided(start[:size].view(f"V{size}"), spec.shape, strides)
+    return elements.reshape(-1).view(np.uint8)
+
+
+def is_in_bytes(dtype: DType) -> bool:
+    """Whether neither numpy nor torch has such elements, so that tensors of them stay one dimension of bytes."""
+    return dtype.elements > 1 or dtype.bits % 8 != 0
+
+
+def torch_dtype(dtype: DType) -> Any:
+    """The torch dtype of such a tensor, None where this version of torch has none."""
+    import torch
+
+    return getattr(torch, numpy_dtype(dtype).name, None)
+
+
+def as_tensor(data: Array, spec: TensorSpec, framework: Framework, where: str) -> Any:
+    """The tensor whose bytes (u1) these are. Raises UnsupportedFile."""
+    is_torch = framework in ("pt", "torch")
+    try:
+        return _as_torch(data, spec, where) if is_torch else data if is_in_bytes(spec.dtype) else data.view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+    except (ValueError, RuntimeError, OverflowError, TypeError) as error:
+        library = "torch" if is_torch else "numpy"
+        raise UnsupportedFile(f"{where}: {library} has no tensor of the shape {spec.shape} ({error}); decompress the file instead") from None
+
+
+def _as_torch(data: Array, spec: TensorSpec, where: str) -> Any:
+    import torch
+
+    octets = torch.from_numpy(data)
+    if is_in_bytes(spec.dtype):
+        return octets
+    kind = torch_dtype(spec.dtype)
+    if kind is None:
+        raise UnsupportedFile(f"{where}: this version of torch has no dtype {numpy_dtype(spec.dtype).name}; use framework='np' or update torch")
+    # torch views no empty tensor of bytes as wider elements.
+    return octets.view(kind).reshape(spec.shape) if data.size else torch.empty(spec.shape, dtype=kind)
