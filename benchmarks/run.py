@@ -12,6 +12,7 @@ SUITES = {
     "lossless": "benchmarks.lossless",
     "quantized": "benchmarks.quantized",
     "load": "benchmarks.load",
+    "memory": "benchmarks.memory",
     "gpu": "benchmarks.gpu",
 }
 
