@@ -11,9 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "lossless": "benchmarks.lossless",
     "quantized": "benchmarks.quantized",
+    "lossy": "benchmarks.lossy",
+    "accuracy": "benchmarks.accuracy",
     "load": "benchmarks.load",
     "memory": "benchmarks.memory",
     "gpu": "benchmarks.gpu",
+    "hub": "benchmarks.hub",
 }
 
 

@@ -47,8 +47,9 @@ def _tensor_names(context: click.Context, _parameter: click.Parameter, incomplet
 @click.argument("tensor", metavar="TENSOR[SLICE]", shell_complete=_tensor_names)
 @click.option("-o", "--output", type=click.Path(), metavar="PATH", help="Write to this .npy file; without it, or with '-', to standard output.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite.")
+@options.base
 @options.quiet
-def cat(file: str, tensor: str, output: str | None, force: bool, quiet: bool) -> int:
+def cat(file: str, tensor: str, output: str | None, force: bool, base: str | None, quiet: bool) -> int:
     """Write one tensor of FILE, or a slice of it as in 'w[2:5, :]', as .npy. Only the frames that are needed are decoded.
 
     Standard output gets .npy too, unless it is a terminal: that gets the numbers.
@@ -56,7 +57,7 @@ def cat(file: str, tensor: str, output: str | None, force: bool, quiet: bool) ->
     """
 
     def work(path: str) -> None:
-        array = read(path, tensor)
+        array = read(path, tensor, base)
         if output in (None, STANDARD) and is_terminal(sys.stdout):
             click.echo(f"{printable(tensor)}  {array.dtype}  {'x'.join(map(str, array.shape)) or 'scalar'}\n{array}")
             return
@@ -67,13 +68,13 @@ def cat(file: str, tensor: str, output: str | None, force: bool, quiet: bool) ->
     return each([file], work, Voice(quiet, verbose=False, json=False))
 
 
-def read(path: str, wanted: str) -> NDArray[Any]:
+def read(path: str, wanted: str, base: str | None) -> NDArray[Any]:
     """The tensor named `wanted`, or the slice of it: a name may itself end in brackets, so the whole is tried first."""
     import numpy as np
 
     from modelcodec import api
 
-    with api.open(path) as tensors:
+    with api.open(path, base=base) as tensors:
         names = set(tensors.keys())
         if wanted in names:
             return tensors.get_tensor(wanted)  # type: ignore[no-any-return]

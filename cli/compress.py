@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from modelcodec.cli import options
 from modelcodec.cli.jobs import plan_jobs, transfer
+from modelcodec.cli.lossy import Loss, fit_of, lossy_options, recipe_of
 from modelcodec.cli.options import Place, Voice
 from modelcodec.cli.progress import Callback
 from modelcodec.cli.report import shrunk
@@ -30,6 +31,13 @@ CHECKPOINTS = frozenset((".safetensors", ".pt", ".pth", ".th", ".ckpt", ".gguf",
 @click.option("-d", "--decompress", "backwards", is_flag=True, help="Decompress instead.")
 @click.option("--no-verify", is_flag=True, help="Skip decoding the result and comparing it with the input.")
 @click.option("--sha256", is_flag=True, help="Keep the input's SHA-256 in the result.")
+@click.option(
+    "--base",
+    type=click.Path(),
+    metavar="FILE|FOLDER",
+    help="Store tensors as what they changed in this one, compressed or not. Restoring needs it again; with -d, where it is.",
+)
+@lossy_options
 @options.threads
 @options.voice_options
 @click.pass_context
@@ -41,6 +49,8 @@ def compress(
     backwards: bool,
     no_verify: bool,
     sha256: bool,
+    base: str | None,
+    loss: Loss,
     threads: int,
     voice: Voice,
 ) -> int:
@@ -55,7 +65,11 @@ def compress(
         # Settings from the environment are for compressing and may stand there.
         if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in ("level", "sha256", "no_verify")):
             raise click.UsageError("-d restores the input as it was: no levels, no --sha256, no --no-verify")
-        return restore(inputs, place, threads, voice)
+        return restore(inputs, place, base, threads, voice)
+    if loss.asked and sha256:
+        raise click.UsageError("a lossy file does not give its source back: no --sha256")
+    if loss.asked and not place.keep:
+        raise click.UsageError("a lossy file does not give its source back: no --rm")
     if place.to_stdout and len(inputs) > 1:
         raise click.UsageError("-c takes one input: compressed files cannot be joined")
     if not place.keep and no_verify:
@@ -64,7 +78,12 @@ def compress(
     def act(src: Endpoint, dst: Endpoint | None, progress: Callback | None) -> Report:
         from modelcodec import api
 
-        return api.compress(src, dst, level=level, threads=threads or None, overwrite=place.force, verify=not no_verify, sha256=sha256, progress=progress)
+        recipe = recipe_of(loss)
+        fit = fit_of(loss, recipe, level, Path(src) if isinstance(src, str | Path) else None) if loss.asked else None
+        return api.compress(
+            src, dst, level=level, recipe=recipe, threads=threads or None, overwrite=place.force, verify=not no_verify, sha256=sha256, base=base, fit=fit,
+            progress=progress,
+        )  # fmt: skip
 
     def told(report: Report) -> str:
         unread = report.format == "bytes" and Path(report.source).suffix in CHECKPOINTS

@@ -15,8 +15,9 @@ from modelcodec.cli.report import as_json, print_json
 @click.command(short_help="Show what became of each tensor.")
 @options.files
 @click.option("--no-floor", is_flag=True, help="Leave out model and floor, for which the whole file is decoded.")
+@options.base
 @options.json
-def info(files: tuple[str, ...], no_floor: bool, json: bool) -> int:
+def info(files: tuple[str, ...], no_floor: bool, base: str | None, json: bool) -> int:
     """Show, for each tensor of each FILE or FOLDER, its plan and its bytes before and after, and totals by dtype.
 
     \b
@@ -35,7 +36,7 @@ def info(files: tuple[str, ...], no_floor: bool, json: bool) -> int:
     def work(path: str) -> None:
         from modelcodec import api
 
-        report = api.inspect(path, floors=not no_floor)
+        report = api.inspect(path, floors=not no_floor, base=base)
         if json:
             print_json(as_json(report, tensors=True) | {"source": path})
             return

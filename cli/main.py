@@ -19,8 +19,11 @@ from modelcodec.cli.messages import complain
 from modelcodec.errors import EXIT_OS_ERROR
 from modelcodec.version import VERSION
 
-VERBS = ("compress", "decompress", "info", "compare", "verify", "cat", "run", "hook", "warmup", "completion")
-"""Each is a module of this folder with a command of the same name; imported when it is needed."""
+VERBS = ("compress", "decompress", "info", "compare", "report", "verify", "rebase", "cat", "push", "pull", "run", "hook", "warmup", "completion")
+"""Each is a command in a module of this folder, imported when it is needed: of the same name, where MODULES says no other."""
+
+MODULES = {"report": "report_page"}
+"""cli/report.py is about the reports that all verbs print."""
 
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
@@ -48,7 +51,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(import_module(f"modelcodec.cli.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(import_module(f"modelcodec.cli.{MODULES.get(cmd_name, cmd_name)}"), cmd_name)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

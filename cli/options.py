@@ -52,6 +52,9 @@ threads = click.option(
 )
 json = click.option("--json", is_flag=True, help="One line of JSON a file on standard output.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+base = click.option(
+    "--base", type=click.Path(), metavar="PATH", help="For deltas: the base, or the folder that holds it. Without it, it is looked for beside the file."
+)
 
 
 def voice_options(command: Command) -> Command:

@@ -16,9 +16,10 @@ from modelcodec.cli.report import as_json, print_json
 
 @click.command(short_help="Check that files restore byte for byte.")
 @options.files
+@options.base
 @options.threads
 @options.voice_options
-def verify(files: tuple[str, ...], threads: int, voice: Voice) -> int:
+def verify(files: tuple[str, ...], base: str | None, threads: int, voice: Voice) -> int:
     """Decode each FILE or FOLDER and check every digest, without writing anything."""
 
     def work(path: str) -> None:
@@ -26,7 +27,7 @@ def verify(files: tuple[str, ...], threads: int, voice: Voice) -> int:
 
         begin = time.perf_counter()
         with bar(label(path), wanted=not voice.quiet) as progress:
-            report = api.verify(path, threads=threads or None, progress=progress)
+            report = api.verify(path, base=base, threads=threads or None, progress=progress)
         seconds = time.perf_counter() - begin
         if voice.json:
             print_json(as_json(report) | {"source": path, "seconds": round(seconds, 3)})

@@ -9,13 +9,13 @@ from functools import cached_property
 from math import inf
 from struct import Struct
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import xxhash
 
 from modelcodec import frame as frames
-from modelcodec.errors import CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
+from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
 from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
 from modelcodec.frame import EncodedFrame
 from modelcodec.kernels.memory import address_of
@@ -35,8 +35,8 @@ TENSOR_ROLE, SKELETON_ROLE, VIEWS_ROLE, LOSSES_ROLE = 0, 1, 2, 3
 IDENTIFIED = (TENSOR_ROLE, SKELETON_ROLE)
 """Roles whose digests make up the identity."""
 _OWN_NAMES = {SKELETON_ROLE: SKELETON, VIEWS_ROLE: VIEWS, LOSSES_ROLE: LOSSES}
-ORDINARY, CODED, SAME, CODED_SHARED = 0, 1, 2, 3
-SINCE = {ORDINARY: (0, 1), CODED: (0, 1), SAME: (0, 1), CODED_SHARED: (0, 2)}
+ORDINARY, CODED, SAME, CODED_SHARED, CODED_BASE = 0, 1, 2, 3, 4
+SINCE = {ORDINARY: (0, 1), CODED: (0, 1), SAME: (0, 1), CODED_SHARED: (0, 2), CODED_BASE: (0, 3)}
 """kind -> first format version with it"""
 ROLE_SINCE = {TENSOR_ROLE: (0, 1), SKELETON_ROLE: (0, 1), VIEWS_ROLE: (0, 1), LOSSES_ROLE: (0, 3)}
 MOST_GROUP_FRAMES = 8
@@ -46,7 +46,8 @@ KEPT_SHARED = 16
 SHARED_NUMBER = 1 << 32
 """Number, for the seal, of the first group's shared part."""
 ALIGNMENT = 8
-SHA256 = 1
+SHA256, BASES = 1, 2
+"""Flags of the directory."""
 MOST_BYTES = (1 << 63) - 1
 _LOSS = Struct("<ff")
 
@@ -56,6 +57,27 @@ def full_frame_words(dtype: DType, row_words: int = 0) -> int:
     words = LIMITS.frame_bytes // dtype.word
     unit = row_words if 0 < row_words <= words and row_words % dtype.block == 0 else dtype.block
     return words // unit * unit
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTensor:
+    """A tensor of another file that an entry is a delta to: the number of the file among `bases`, the tensor's name there, the XXH3-64 of its bytes."""
+
+    file: int
+    name: str
+    digest: int
+
+
+class Bases(Protocol):
+    """The files that a container is a delta to."""
+
+    def words(self, tensor: BaseTensor, width: int, first: int, n: int) -> Array:
+        """n words (u1, u2, u4 or u8) of the tensor from word `first` on; zero where it has ended."""
+        ...
+
+    def check(self, tensor: BaseTensor) -> None:
+        """Raises BadRecipe where the tensor has other bytes than it had."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +103,11 @@ class Entry:
     shared: tuple[tuple[int, int, int], ...]
     frame_digests: Array
     same: int
+    base: BaseTensor | None = None
 
     @property
     def coded(self) -> bool:
-        return self.kind in (CODED, CODED_SHARED)
+        return self.kind in (CODED, CODED_SHARED, CODED_BASE)
 
     @property
     def n_frames(self) -> int:
@@ -109,15 +132,21 @@ class Item:
     role: int
     spec: TensorSpec
     gap: int
+    base: BaseTensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedGroup:
-    """Up to 8 frames, and the part that they share, `shared_size` bytes long when decoded."""
+    """Up to 8 frames, and the part that they share, `shared_size` bytes long when decoded. `delta`: whether any of them is one."""
 
     frames: tuple[EncodedFrame, ...]
     shared: EncodedFrame | None = None
     shared_size: int = 0
+    delta: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(frame.data) for frame in self.frames) + (len(self.shared.data) if self.shared else 0)
 
 
 class Writer:
@@ -127,15 +156,17 @@ class Writer:
     of the two it is depends on the source's size alone, so that the output does.
     """
 
-    def __init__(self, file: BinaryIO, items: Sequence[Item], metadata: Mapping[str, str], *, reserve: bool) -> None:
+    def __init__(self, file: BinaryIO, items: Sequence[Item], metadata: Mapping[str, str], *, reserve: bool, bases: Sequence[str] = ()) -> None:
         self.file = file
         self.items = items
         self.metadata = metadata
+        self.bases = bases
         self.base = self._bound() if reserve else 0
         self.position = self.base
         self.spans: list[tuple[int, int]] = []
         self.rows: list[bytes] = []
         self.kinds: list[int] = []
+        self.sinces: list[tuple[int, int]] = []
         self.digests: list[int] = []
         file.seek(self.base)
 
@@ -151,21 +182,25 @@ class Writer:
         self._finish(SAME, self.position, varint(index), (), digest=self.digests[index])
 
     def coded(self, frame_words: int, group_frames: int, encoded: Iterable[EncodedGroup]) -> None:
-        """The next entry as groups of `group_frames` frames; the last one may have fewer."""
-        start, sizes, digests, shared = self.position, bytearray(), [], False
-        plain = bytearray()
+        """The next entry as groups of `group_frames` frames; the last one may have fewer. Those that are deltas are so to the item's base."""
+        start, sizes, digests, shared, delta = self.position, bytearray(), [], False, False
+        plain, since = bytearray(), (0, 1)
         for group in encoded:
             sizes += varint(group.shared_size)
+            delta |= group.delta
             if group.shared:
                 shared = True
                 self._put_frame(group.shared, sizes)
             for frame in group.frames:
                 self._put_frame(frame, sizes)
                 plain += varint(len(frame.data))
+                since = max(since, frame.since)
                 digests.append(frame.digest)
         self._put(bytes(-self.position % ALIGNMENT))
-        row = varint(group_frames) + bytes(sizes) if shared else bytes(plain)
-        self._finish(CODED_SHARED if shared else CODED, start, varint(frame_words) + row, digests)
+        kind = CODED_BASE if delta else CODED_SHARED if shared else CODED
+        row = varint(frame_words) + (bytes(plain) if kind == CODED else varint(group_frames) + bytes(sizes))
+        base = self.items[len(self.rows)].base
+        self._finish(kind, start, _base_bytes(base) + row if delta and base else row, digests, since=since)
 
     def _put_frame(self, frame: EncodedFrame, sizes: bytearray) -> None:
         self._put(frame.data)
@@ -176,7 +211,7 @@ class Writer:
         self.position = self.spans.pop()[0]
         self.file.seek(self.position)
         self.file.truncate()
-        for column in (self.rows, self.kinds, self.digests):
+        for column in (self.rows, self.kinds, self.digests, self.sinces):
             column.pop()
 
     def last_size(self) -> int:
@@ -189,7 +224,11 @@ class Writer:
 
     def prefix(self, source_size: int, source_format: str, tail: int, sha256: bytes | None) -> bytes:
         """Header and directory, to be written at the file's start (exactly `base` bytes where a place was reserved)."""
-        head = bytes([SHA256 if sha256 else 0]) + (sha256 or b"") + self.identity() + varint(source_size) + bytes([FORMAT_IDS[source_format]])
+        bases = self.bases if CODED_BASE in self.kinds else ()
+        flags = (SHA256 if sha256 else 0) | (BASES if bases else 0)
+        head = bytes([flags]) + (sha256 or b"") + self.identity() + varint(source_size) + bytes([FORMAT_IDS[source_format]])
+        if bases:
+            head += varint(len(bases)) + b"".join(byte_string(name.encode()) for name in bases)
         body = head + varint(len(self.rows)) + b"".join(self.rows) + varint(tail)
         n_directory = 16 + len(body) + -(16 + len(body)) % ALIGNMENT
         if self.base:
@@ -208,7 +247,7 @@ class Writer:
             self.file.write(piece)
             self.position += len(piece)
 
-    def _finish(self, kind: int, start: int, row: bytes, digests: Sequence[int], digest: int | None = None) -> None:
+    def _finish(self, kind: int, start: int, row: bytes, digests: Sequence[int], digest: int | None = None, since: tuple[int, int] = (0, 1)) -> None:
         item = self.items[len(self.rows)]
         if digest is None:
             digest = frames.digest_of(b"".join(d.to_bytes(8, "little") for d in digests))
@@ -216,12 +255,13 @@ class Writer:
         gap = varint(item.gap) if item.role == TENSOR_ROLE else b""
         self.rows.append(bytes([item.role, kind, item.spec.dtype.id]) + shape + gap + digest.to_bytes(8, "little") + row)
         self.kinds.append(kind)
+        self.sinces.append(max(SINCE[kind], ROLE_SINCE[item.role], since))
         self.digests.append(digest)
         self.spans.append((start, self.position))
 
     def _version(self) -> tuple[int, int]:
         """The lowest that has all that was written."""
-        return max(*(SINCE[kind] for kind in self.kinds), *(ROLE_SINCE[item.role] for item in self.items))
+        return max(self.sinces)
 
     def _header(self, n_directory: int) -> bytes:
         marked = {**self.metadata, MARKER: "{}.{}".format(*self._version())}
@@ -245,10 +285,15 @@ class Writer:
 
     def _bound(self) -> int:
         """An upper bound of header and directory: every frame's length in 4 bytes or its digest in 8."""
-        directory = 128
+        directory = 128 + sum(16 + len(name.encode()) for name in self.bases)
         for item in self.items:
+            directory += len(_base_bytes(item.base)) + 16 if item.base else 0
             directory += 64 + 9 * len(item.spec.shape) + 9 * (-(-item.spec.n_bytes // (LIMITS.frame_bytes // 2)) + 1)
         return 8 + self._header_bound() + directory + -directory % ALIGNMENT
+
+
+def _base_bytes(base: BaseTensor) -> bytes:
+    return varint(base.file) + byte_string(base.name.encode()) + base.digest.to_bytes(8, "little")
 
 
 def _row(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
@@ -292,6 +337,9 @@ class Container:
     source_size: int
     sha256: bytes | None
     tail: int
+    base_names: tuple[str, ...] = ()
+    """Files that entries are deltas to; `bases` reads them."""
+    bases: Bases | None = None
     _kept: dict[int, Shared] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -338,7 +386,12 @@ class Container:
             if number == entry.n_frames - 1:
                 self._check_padding(entry)
             context = self.context(entry, number)
-            return frames.decode(self.buffer[start:end], number, out, f"{self.where}: {entry.name}, frame {number} at byte {start}", context)
+            try:
+                return frames.decode(self.buffer[start:end], number, out, f"{self.where}: {entry.name}, frame {number} at byte {start}", context)
+            except CorruptFile:
+                if entry.base and self.bases:
+                    self.bases.check(entry.base)
+                raise
         start = entry.start + number * entry.frame_words * entry.spec.dtype.word
         piece = frames.as_bytes(self.buffer[start : start + out.nbytes])
         out.view(np.uint8)[:] = piece
@@ -361,7 +414,15 @@ class Container:
             start, end, size = entry.shared[group]
             if size:
                 shared = self._shared(entry.start + start, entry.start + end, size, group, entry.name)
-        return FrameContext(entry.spec, first, entry.words_of(number), shared, number * entry.frame_words)
+        n, at = entry.words_of(number), number * entry.frame_words
+        base = self._bases_of(entry).words(entry.base, entry.spec.dtype.word, at, n) if entry.base else None
+        return FrameContext(entry.spec, first, n, shared, at, base)
+
+    def _bases_of(self, entry: Entry) -> Bases:
+        if self.bases is None:
+            names = " and ".join(map(repr, self.base_names))
+            raise BadRecipe(f"{self.where}: {entry.name} is stored as what it changed in its base, {names}, which is not here; name it with --base or base=")
+        return self.bases
 
     def _shared(self, start: int, end: int, size: int, group: int, name: str) -> Shared:
         """A group's shared part, decoded once and kept for the group's other frames."""
@@ -532,7 +593,7 @@ def _read_directory(directory: memoryview, buffer: memoryview, data: int, metada
         if own_digest != frames.digest_of(directory[16:]):
             raise reader.corrupt("the directory's digest does not match")
     flags = reader.u8()
-    if flags & ~SHA256:
+    if flags & ~(SHA256 | BASES):
         raise UnsupportedFile(f"{where}: directory flags {flags:#x} are not known; update modelcodec")
     sha256 = bytes(reader.take(32)) if flags & SHA256 else None
     identity = bytes(reader.take(16))
@@ -541,12 +602,13 @@ def _read_directory(directory: memoryview, buffer: memoryview, data: int, metada
     names = {number: name for name, number in FORMAT_IDS.items()}
     if format_id not in names:
         raise UnsupportedFile(f"{where}: source format {format_id} is not known; update modelcodec")
+    bases = _read_bases(reader) if flags & BASES else ()
     if reader.varint(LIMITS.entries) != len(rows):
         raise reader.corrupt("the directory has not as many entries as the header")
     entries: list[Entry] = []
     start = data + len(directory)
     for name, dtype, shape, end in rows:
-        entry = _read_entry(reader, entries, name, start, data + end - start)
+        entry = _read_entry(reader, entries, len(bases), name, start, data + end - start)
         _match_header(entry, dtype, shape, reader)
         entries.append(entry)
         start = data + end
@@ -556,12 +618,34 @@ def _read_directory(directory: memoryview, buffer: memoryview, data: int, metada
     counted = b"".join(e.digest.to_bytes(8, "little") for e in entries if e.role in IDENTIFIED)
     if frames.CHECK_DIGESTS and identity != xxhash.xxh3_128_intdigest(counted).to_bytes(16, "little"):
         raise reader.corrupt("the identity does not match the tensors' digests")
-    return Container(buffer, where, metadata, tuple(entries), names[format_id], source_size, sha256, tail)
+    return Container(buffer, where, metadata, tuple(entries), names[format_id], source_size, sha256, tail, bases)
 
 
-def _read_entry(reader: Reader, earlier: Sequence[Entry], name: str, start: int, size: int) -> Entry:
+def _read_bases(reader: Reader) -> tuple[str, ...]:
+    """Names of the files that entries are deltas to; nothing is opened by them yet."""
+    n_bases = reader.varint(LIMITS.entries)
+    if n_bases == 0 or n_bases > reader.remaining:
+        raise reader.corrupt(f"the directory claims {n_bases} bases")
+    return tuple(_text(reader) for _ in range(n_bases))
+
+
+def _text(reader: Reader) -> str:
+    try:
+        return bytes(reader.byte_string(LIMITS.header_bytes)).decode()
+    except UnicodeDecodeError:
+        raise reader.corrupt("the name of a base is not UTF-8") from None
+
+
+def _read_base(reader: Reader, n_bases: int) -> BaseTensor:
+    file = reader.varint()
+    if file >= n_bases:
+        raise reader.corrupt(f"there is no base {file}")
+    return BaseTensor(file, _text(reader), reader.uint(8))
+
+
+def _read_entry(reader: Reader, earlier: Sequence[Entry], n_bases: int, name: str, start: int, size: int) -> Entry:
     role, kind = reader.u8(), reader.u8()
-    if role > LOSSES_ROLE or kind > CODED_SHARED:
+    if role > LOSSES_ROLE or kind > CODED_BASE or (kind == CODED_BASE and role != TENSOR_ROLE):
         raise reader.corrupt(f"{name!r} has role {role} and kind {kind}")
     dtype = DTYPE_BY_ID.get(reader.u8())
     if dtype is None:
@@ -584,8 +668,9 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], name: str, start: int,
         return Entry(name, role, kind, spec, gap, digest, start, 0, full_frame_words(dtype), _NOTHING, _NOTHING, 0, (), _NOTHING, same)
     if (start + size) % ALIGNMENT:
         raise reader.corrupt(f"{name!r} does not end at a multiple of {ALIGNMENT}")
+    base = _read_base(reader, n_bases) if kind == CODED_BASE else None
     frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, size)
-    return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, _NOTHING, 0)
+    return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, _NOTHING, 0, base)
 
 
 _NOTHING: Array = np.empty(0, np.uint64)
@@ -596,10 +681,11 @@ def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tupl
     frame_words = reader.varint(full_frame_words(spec.dtype))
     if frame_words == 0 or frame_words % spec.dtype.block:
         raise reader.corrupt(f"{spec.name!r} has frames of {frame_words} words")
-    group_frames = reader.varint(MOST_GROUP_FRAMES) if kind == CODED_SHARED else 0
+    groups = kind in (CODED_SHARED, CODED_BASE)
+    group_frames = reader.varint(MOST_GROUP_FRAMES) if groups else 0
     # Untrusted: a length takes at least a byte of the directory, which is there, so the lists cannot be larger than the file.
     n_frames = -(-spec.n_words // frame_words)
-    if n_frames == 0 or n_frames > reader.remaining or (kind == CODED_SHARED and group_frames == 0):
+    if n_frames == 0 or n_frames > reader.remaining or (groups and group_frames == 0):
         raise reader.corrupt(f"{spec.name!r} claims {n_frames} frames")
     starts, ends, shared, at = np.empty(n_frames, np.uint64), np.empty(n_frames, np.uint64), [], 0
     for number in range(n_frames):

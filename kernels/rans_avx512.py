@@ -455,9 +455,9 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
                 full = f.least(x >> top).equals(f)
                 kept.append((x, full))
                 if v & 1:
-                    (before, full_before), low = kept[-2], [2 * j for j in range(32)]
+                    before, full_before = kept[-2]
                     both = full_before.pick(range(32), full)
-                    store(units, compress(before.of(16).pick(low, x.of(16)), both))
+                    store(units, compress(before.of(16).pick(range(0, 64, 2), x.of(16)), both))
                     units = builder.add(units, builder.shl(builder.ctpop(both.as_number()), _i64(1)))
                 x = full.where(x >> 16, x)
                 q = high_product(x, m) >> more

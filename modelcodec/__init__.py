@@ -22,6 +22,8 @@ _PUBLIC = {
     "save": "api",
     "save_file": "api",
     "inspect": "api",
+    "rebase": "api",
+    "NamedBase": "base",
     "verify": "api",
     "compare": "comparison",
     "install": "runtime.hooks",

@@ -10,6 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from modelcodec.base import NamedBase, opened, read_container
+from modelcodec.base import Source as BaseSource
 from modelcodec.errors import BadRecipe, CorruptFile, UnsupportedFile
 from modelcodec.formats import MARKER, OWN_PREFIX, container, identify
 from modelcodec.formats.atomic import atomic_file, spool
@@ -17,6 +19,8 @@ from modelcodec.formats.folder import INDEX_PART, FolderFile, plan_folder
 from modelcodec.formats.paths import inside, shard_names
 from modelcodec.formats.write_behind import WriteBehind
 from modelcodec.mapping import mapped
+from modelcodec.names import compressed_name as compressed_name
+from modelcodec.names import restored_name as restored_name
 from modelcodec.pool import thread_count
 from modelcodec.report import Report, TensorReport, weights_of
 from modelcodec.restoration import restore
@@ -31,9 +35,6 @@ if TYPE_CHECKING:
 Source = str | Path | BinaryIO
 Destination = str | Path | BinaryIO | None
 Progress = Callable[[int, int], None]
-
-SUFFIX = ".mcodec"
-SAFETENSORS = ".safetensors"
 
 
 # ---- files and folders -------------------------------------------------------------------------------------------------------------
@@ -50,6 +51,7 @@ def compress(
     verify: bool = True,
     sha256: bool = False,
     fit: Fit | None = None,
+    base: str | Path | NamedBase | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compress a checkpoint file, or every checkpoint of a folder; decoding gives the same bytes.
@@ -58,7 +60,8 @@ def compress(
     `model.safetensors`, `NAME.mcodec` beside any other file or folder. In a folder every file keeps its name; files without tensors are copied.
     `level`: 1 (fast), 5 (default) or 9 (small). `verify`: decode each frame again and compare before it is kept. `sha256`: store the source's SHA-256 too.
     `fit`: makes tensors lossy (`modelcodec.fit`), in each file of a folder by itself; what comes back is then what the fit chose.
-    `progress`: called with bytes done and bytes in all.
+    `base`: a file or folder, compressed or not, that this one is a fine-tune or a later step of; its tensors are stored as what they changed, where that is
+    smaller, and restoring needs the base again. `progress`: called with bytes done and bytes in all.
 
     The source is never changed. The destination appears complete or not at all. The bytes do not depend on `threads`.
     memory: two frames a thread, the skeleton, and 64 MiB for sources up to 64 MiB.
@@ -79,25 +82,36 @@ def compress(
             if fit is not None:
                 checkpoint, fitted = fitted_checkpoint(view, checkpoint, fit)
             with _written(target, overwrite, path) as file:
-                compress_view(view, checkpoint, file, settings, tick, fitted)
+                compress_view(view, checkpoint, file, settings, tick, fitted, against)
                 file.flush()
                 with mapped(file) as written:
                     report = _describe(container.read(written, name), name, str(target) if isinstance(target, Path) else "-")
         return report
 
-    return _each(src, dst, compressed_name, work, progress, overwrite, _holds_tensors)
+    with opened(base) as against:
+        return _each(src, dst, compressed_name, work, progress, overwrite, _holds_tensors)
 
 
-def decompress(src: Source, dst: Destination = None, *, threads: int | None = None, overwrite: bool = False, progress: Progress | None = None) -> Report:
+def decompress(
+    src: Source,
+    dst: Destination = None,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    base: BaseSource | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Restore what `compress` read, byte for byte, with every digest checked. Arguments as for `compress`; the name loses what `compress` added.
 
-    raises: TruncatedFile, CorruptFile, UnsupportedFile, LimitExceeded, FileExistsError, OSError; the destination is then as it was before.
+    `base`, for deltas: the file, a folder that holds it, or a function from the name that was recorded to the file; without it, it is looked for beside `src`.
+
+    raises: BadRecipe (a base is missing, or is another one), TruncatedFile, CorruptFile, UnsupportedFile, LimitExceeded, FileExistsError, OSError; the
+    destination is then as it was before.
     """
     n_threads = thread_count(threads)
 
     def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
-        with mapped(source) as view:
-            archive = container.read(view, name)
+        with read_container(source, name, base) as archive:
             if isinstance(target, Path) and not _is_device(target):
                 _room(target, archive.source_size)
             with _written(target, overwrite, source if isinstance(source, Path) else None) as file, WriteBehind(file) as sink:
@@ -107,62 +121,92 @@ def decompress(src: Source, dst: Destination = None, *, threads: int | None = No
     return _each(src, dst, restored_name, work, progress, overwrite, _holds_container)
 
 
-def verify(path: str | Path, *, threads: int | None = None, progress: Progress | None = None) -> Report:
-    """Decode everything and check every digest, writing nothing. For a folder, every container in it. Raises what `decompress` raises."""
+def verify(path: str | Path, *, threads: int | None = None, base: BaseSource | None = None, progress: Progress | None = None) -> Report:
+    """Decode everything and check every digest, writing nothing. For a folder, every container in it. `base` and what is raised: as for `decompress`."""
     root = Path(path)
     if root.is_dir():
         names = _containers_in(root)
         if not names:
             raise UnsupportedFile(f"{root}: no file in this folder was written by modelcodec")
-        reports = [verify(root / name, threads=threads, progress=progress) for name in names]
+        reports = [verify(root / name, threads=threads, base=base, progress=progress) for name in names]
         return _folder_report(root, "", reports)
-    with mapped(root) as view:
-        archive = container.read(view, str(root))
+    with read_container(root, str(root), base) as archive:
         restore(archive, None, thread_count(threads), progress)
         return _describe(archive, str(root), "")
 
 
-def inspect(path: str | Path, *, floors: bool = False) -> Report:
-    """What a container holds, tensor by tensor, from directory and frame heads alone. `floors` decodes the tensors to tell their order-0 entropy and that of the model used."""
+def inspect(path: str | Path, *, floors: bool = False, base: BaseSource | None = None) -> Report:
+    """What a container holds, tensor by tensor, from directory and frame heads alone. `floors` decodes the tensors to tell their order-0 entropy and that of
+    the model used, and needs the `base` that a delta has.
+    """
     root = Path(path)
     if root.is_dir():
-        return _folder_report(root, "", [inspect(root / name, floors=floors) for name in _containers_in(root)])
-    with mapped(root) as view:
-        return _describe(container.read(view, str(root)), str(root), "", floors=floors)
+        return _folder_report(root, "", [inspect(root / name, floors=floors, base=base) for name in _containers_in(root)])
+    with read_container(root, str(root), base) as archive:
+        return _describe(archive, str(root), "", floors=floors)
 
 
-def compressed_name(path: Path) -> Path:
-    """Where `compress` puts its result: `model.safetensors` -> `model.mcodec.safetensors`, anything else -> `NAME.mcodec`."""
-    if path.suffix == SAFETENSORS and not path.is_dir():
-        return path.with_name(path.name[: -len(SAFETENSORS)] + SUFFIX + SAFETENSORS)
-    return path.with_name(path.name + SUFFIX)
+def rebase(
+    src: Source,
+    dst: Destination,
+    *,
+    base: BaseSource | None = None,
+    onto: str | Path | NamedBase | None = None,
+    level: int | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    sha256: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compress what a container holds again: without a base, which ends a chain of deltas, or as a delta to another one, `onto`.
+
+    `src`: a container, or a folder of them. `base` as for `decompress`, other arguments as for `compress`. disk: the restored file, in a temporary one.
+    Raises what `compress` and `decompress` raise; BadRecipe for a container with lossy tensors, since a new one would not tell their losses.
+    """
+    from modelcodec.compression import compress_view
+
+    settings = _settings(level, None, threads, sha256=sha256)
+
+    def work(source: BinaryIO | Path, target: BinaryIO | Path, name: str, tick: Progress | None) -> Report:
+        with read_container(source, name, base) as archive, spool() as plain:
+            if archive.losses():
+                raise BadRecipe(f"{name}: it has lossy tensors, whose losses another file would not tell; restore it and compress that")
+            restore(archive, plain, settings.threads, None)
+            plain.flush()
+            with mapped(plain) as view, _written(target, overwrite, source if isinstance(source, Path) else None) as file:
+                compress_view(view, identify(view, None), file, settings, tick, base=against)
+                file.flush()
+                with mapped(file) as written:
+                    return _describe(container.read(written, name), name, str(target) if isinstance(target, Path) else "-")
+
+    with opened(onto) as against:
+        return _each(src, dst, _no_name, work, progress, overwrite, _holds_container)
 
 
-def restored_name(path: Path) -> Path:
-    """The reverse. Raises BadRecipe for a name that does not tell."""
-    for ending, kept in ((SUFFIX + SAFETENSORS, SAFETENSORS), (SUFFIX, "")):
-        if path.name.endswith(ending) and path.name != ending:
-            return path.with_name(path.name[: -len(ending)] + kept)
-    raise BadRecipe(f"{path}: the name does not tell how the restored file shall be called; name the destination")
+def _no_name(path: Path) -> Path:
+    raise BadRecipe(f"{path}: name the destination")
 
 
 # ---- tensors -----------------------------------------------------------------------------------------------------------------------
 
 
-def open(path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> TensorFile:
-    """Open a compressed checkpoint for random access, as `safetensors.safe_open` does: keys, metadata, get_tensor, get_slice. A context manager."""
-    return TensorFile(path, framework, threads=threads)
+def open(path: str | Path, framework: Framework = "np", *, threads: int | None = None, base: BaseSource | None = None) -> TensorFile:
+    """Open a compressed checkpoint for random access, as `safetensors.safe_open` does: keys, metadata, get_tensor, get_slice. A context manager.
+
+    `base`, for deltas: the file, a folder that holds it, or a function from the name that was recorded to the file; without it, it is looked for beside `path`.
+    """
+    return TensorFile(path, framework, threads=threads, base=base)
 
 
-def load_file(path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> dict[str, Any]:
+def load_file(path: str | Path, framework: Framework = "np", *, threads: int | None = None, base: BaseSource | None = None) -> dict[str, Any]:
     """All tensors of a compressed checkpoint."""
-    with TensorFile(path, framework, threads=threads) as file:
+    with TensorFile(path, framework, threads=threads, base=base) as file:
         return _all(file)
 
 
-def load(data: bytes | memoryview, framework: Framework = "np", *, threads: int | None = None) -> dict[str, Any]:
+def load(data: bytes | memoryview, framework: Framework = "np", *, threads: int | None = None, base: BaseSource | None = None) -> dict[str, Any]:
     """All tensors of a compressed checkpoint held in memory."""
-    with TensorFile.of_bytes(data, framework, threads=threads) as file:
+    with TensorFile.of_bytes(data, framework, threads=threads, base=base) as file:
         return _all(file)
 
 
@@ -382,6 +426,8 @@ def _tensor_report(archive: container.Container, entry: container.Entry, name: s
     if entry.coded:
         plans = Counter(str(archive.frame_head(entry, number).root) for number in range(entry.n_frames))
         plan = plans.most_common(1)[0][0]
+        if entry.base:
+            plan += f", given {archive.base_names[entry.base.file]}"
     else:
         plan = "stored" if entry.kind == container.ORDINARY else f"same as {archive.resolve(entry).name}"
     floor = model = None

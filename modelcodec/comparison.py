@@ -58,7 +58,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
+class OpenTensor:
     spec: TensorSpec
     read: Callable[[], Array]
     """The bytes, as u1."""
@@ -69,7 +69,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
 
     memory: a tensor of each, and some MiB. raises: what opening and decoding raise.
     """
-    with _opened(Path(first)) as a, _opened(Path(second)) as b:
+    with opened_tensors(Path(first)) as a, opened_tensors(Path(second)) as b:
         both = [name for name in a if name in b]
         alike = [name for name in both if a[name].spec.shape == b[name].spec.shape and _is_numeric(a[name].spec.dtype) and _is_numeric(b[name].spec.dtype)]
         known = set(alike)
@@ -84,10 +84,11 @@ def _is_numeric(dtype: DType) -> bool:
 
 def values_of(data: Array, dtype: DType) -> Array:
     """Elements, given as bytes, as float64."""
-    return data.view(numpy_dtype(dtype)).astype(np.float64)
+    values: Array = data.view(numpy_dtype(dtype)).astype(np.float64)
+    return values
 
 
-def _compared(name: str, a: _Tensor, b: _Tensor) -> TensorComparison:
+def _compared(name: str, a: OpenTensor, b: OpenTensor) -> TensorComparison:
     x, y = a.read(), b.read()
     size_a, size_b = (tensor.spec.dtype.bits // 8 for tensor in (a, b))
     n = x.size // size_a
@@ -115,14 +116,14 @@ def _compared(name: str, a: _Tensor, b: _Tensor) -> TensorComparison:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Mapping[str, _Tensor]]:
+def opened_tensors(path: Path) -> Iterator[Mapping[str, OpenTensor]]:
     """The named tensors of a file or of all files of a folder. Raises UnsupportedFile where none are found."""
     if path.is_dir():
         names = [path / file.name for file in plan_folder(path) if file.has_tensors]
-        found: dict[str, _Tensor] = {}
+        found: dict[str, OpenTensor] = {}
         for name in names:
-            with _opened(name) as tensors:
-                found |= {key: _Tensor(tensor.spec, _reader(name, key)) for key, tensor in tensors.items()}
+            with opened_tensors(name) as tensors:
+                found |= {key: OpenTensor(tensor.spec, _reader(name, key)) for key, tensor in tensors.items()}
         if not found:
             raise UnsupportedFile(f"{path}: no file in this folder has tensors")
         yield found
@@ -131,7 +132,7 @@ def _opened(path: Path) -> Iterator[Mapping[str, _Tensor]]:
         if container.is_container(view):
             with TensorFile(path) as file:
                 specs = file.specs()
-                yield {spec.name: _Tensor(spec, lambda name=spec.name: _bytes_of(file.get_tensor(name))) for spec in specs}  # type: ignore[misc]
+                yield {spec.name: OpenTensor(spec, lambda name=spec.name: _bytes_of(file.get_tensor(name))) for spec in specs}  # type: ignore[misc]
             return
         checkpoint = identify(view, path)
         if checkpoint.format == ANY_BYTES or not checkpoint.extents:
@@ -141,7 +142,7 @@ def _opened(path: Path) -> Iterator[Mapping[str, _Tensor]]:
 
 def _reader(path: Path, name: str) -> Callable[[], Array]:
     def read() -> Array:
-        with _opened(path) as tensors:
+        with opened_tensors(path) as tensors:
             return tensors[name].read().copy()
 
     return read
@@ -151,13 +152,13 @@ def _bytes_of(tensor: Array) -> Array:
     return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
 
 
-def _plain(source: memoryview, checkpoint: Checkpoint) -> dict[str, _Tensor]:
+def _plain(source: memoryview, checkpoint: Checkpoint) -> dict[str, OpenTensor]:
     data = np.frombuffer(source, np.uint8)
     if checkpoint.views:
         views = {view.spec.name: view for view in checkpoint.views if _is_numeric(view.spec.dtype)}
         starts = {name: checkpoint.extents[view.extent].offset for name, view in views.items()}
-        return {name: _Tensor(view.spec, lambda name=name, view=view: _gathered(data[starts[name] :], view)) for name, view in views.items()}  # type: ignore[misc]
-    return {e.spec.name: _Tensor(e.spec, lambda e=e: data[e.offset : e.end]) for e in checkpoint.extents}  # type: ignore[misc]
+        return {name: OpenTensor(view.spec, lambda name=name, view=view: _gathered(data[starts[name] :], view)) for name, view in views.items()}  # type: ignore[misc]
+    return {e.spec.name: OpenTensor(e.spec, lambda e=e: data[e.offset : e.end]) for e in checkpoint.extents}  # type: ignore[misc]
 
 
 def _gathered(storage: Array, view: View) -> Array:

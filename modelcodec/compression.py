@@ -15,14 +15,17 @@ import xxhash
 
 from modelcodec import frame as frames
 from modelcodec.arena import Buffers, of_thread
+from modelcodec.base import NO_BASE, Base, Chosen, OpenTensor
+from modelcodec.changes import plan_changes
 from modelcodec.errors import ModelCodecError
 from modelcodec.fitted import NOTHING_FITTED, Fitted
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
-from modelcodec.planner import SMALL, byte_plan
+from modelcodec.planner import SMALL, PlannedGroup, byte_plan
 from modelcodec.pool import ordered
 from modelcodec.recipe import Recipe, Rule
-from modelcodec.stage import FrameContext, Shared
+from modelcodec.stage import FrameContext, Plan, Shared
+from modelcodec.stages.delta import Delta
 from modelcodec.types import U8, Array, Checkpoint, TensorSpec
 
 Progress = Callable[[int, int], None]
@@ -51,21 +54,23 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A group of frames: the tensor's bytes from frame `number` on, `words` a frame."""
+    """A group of frames: the tensor's bytes from frame `number` on, `words` a frame; the base's tensor, if it has one."""
 
     spec: TensorSpec
     data: memoryview
     words: int
     number: int
+    base: OpenTensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """An entry to be written and where its bytes are."""
+    """An entry to be written, where its bytes are, and the base's tensor that it is compared with."""
 
     item: container.Item
     data: memoryview
     same: int | None
+    base: OpenTensor | None = None
 
     @property
     def stays(self) -> bool:
@@ -74,19 +79,27 @@ class _Piece:
 
 
 def compress_view(
-    source: memoryview, checkpoint: Checkpoint, file: BinaryIO, settings: Settings, progress: Progress | None, fitted: Fitted = NOTHING_FITTED
+    source: memoryview,
+    checkpoint: Checkpoint,
+    file: BinaryIO,
+    settings: Settings,
+    progress: Progress | None,
+    fitted: Fitted = NOTHING_FITTED,
+    base: Base = NO_BASE,
 ) -> None:
-    """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`; tensors of `fitted` as it has them.
+    """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`; tensors of `fitted` as it has them; others as what they
+    changed in `base` where that is smaller.
 
     memory: two frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
     """
-    pieces, tail = _pieces(source, checkpoint, fitted)
+    chosen = base.chosen(source, checkpoint.extents)
+    pieces, tail = _pieces(source, checkpoint, fitted, chosen)
     settings = replace(settings, recipe=Recipe((*(Rule(escape(name), plan=tensor.plan) for name, tensor in fitted.tensors.items()), *settings.recipe.rules)))
     digest = hashlib.sha256(source).digest() if settings.sha256 else None
     reserve = len(source) > IN_MEMORY_BYTES
     memory = BytesIO()
     body: BinaryIO = file if reserve else memory
-    writer = container.Writer(body, [p.item for p in pieces], checkpoint.metadata, reserve=reserve)
+    writer = container.Writer(body, [p.item for p in pieces], checkpoint.metadata, reserve=reserve, bases=chosen.names)
     ticks = _Ticks(progress, len(source))
     buffers = Buffers(LIMITS.frame_bytes + (LIMITS.frame_bytes >> 4))
     # Groups of several frames wait in smaller numbers: they are larger.
@@ -108,9 +121,13 @@ def _given_back(groups: Iterable[container.EncodedGroup], buffers: Buffers) -> I
     """The groups, whose buffers are free once the next one is asked for."""
     for group in groups:
         yield group
-        for frame in group.frames:
-            if frame.buffer is not None:
-                buffers.give(frame.buffer)
+        _give_back(group, buffers)
+
+
+def _give_back(group: container.EncodedGroup, buffers: Buffers) -> None:
+    for frame in group.frames:
+        if frame.buffer is not None:
+            buffers.give(frame.buffer)
 
 
 class _Ticks:
@@ -169,31 +186,52 @@ def _jobs(pieces: Sequence[_Piece], group_frames: int) -> Iterator[_Job]:
         words = _frame_words(spec)
         step = words * spec.dtype.word * group_frames
         for group, at in enumerate(range(0, len(piece.data), step)):
-            yield _Job(spec, piece.data[at : at + step], words, group * group_frames)
+            yield _Job(spec, piece.data[at : at + step], words, group * group_frames, piece.base)
 
 
 def _encode(job: _Job, settings: Settings, buffers: Buffers) -> container.EncodedGroup:
-    word = job.spec.dtype.word
-    x = frames.as_words(frames.as_bytes(job.data), word)
+    """The group of frames by its own plans, or, where it has a base and that takes less, as deltas to it."""
+    width = job.spec.dtype.word
+    x = frames.as_words(frames.as_bytes(job.data), width)
     at = job.number * job.words
+    covered = min(job.base.spec.n_bytes // width - at, x.size) if job.base else 0
+    base = job.base.words(width, at, x.size) if job.base and covered > 0 else None
+    if base is not None and np.array_equal(x, base):
+        return _coded(job, x, PlannedGroup((Plan(Delta()),) * -(-x.size // job.words), None), settings, buffers, base)
     planned = settings.recipe.plan_group(job.spec, x, job.words, settings.level, at)
+    own = _coded(job, x, planned, settings, buffers)
+    if base is None:
+        return own
+    changes = plan_changes(job.spec, x, base, job.words, covered, planned.plans)
+    if changes is None:
+        return own
+    delta = _coded(job, x, changes, settings, buffers, base)
+    kept, other = (delta, own) if delta.n_bytes < own.n_bytes else (own, delta)
+    _give_back(other, buffers)
+    return kept
+
+
+def _coded(job: _Job, x: Array, planned: PlannedGroup, settings: Settings, buffers: Buffers, base: Array | None = None) -> container.EncodedGroup:
+    """The words x of a group of frames, by these plans; the base's words are for those that are deltas."""
+    at = job.number * job.words
     shared, as_read = _shared_frame(planned.shared, job, settings) if planned.shared else (None, None)
     encoded = []
     for number, plan in enumerate(planned.plans):
-        piece = x[number * job.words : (number + 1) * job.words]
-        context = FrameContext(job.spec, number * job.words, piece.size, planned.shared, at + number * job.words)
+        part = slice(number * job.words, (number + 1) * job.words)
+        piece, of_base = x[part], None if base is None else base[part]
+        context = FrameContext(job.spec, number * job.words, piece.size, planned.shared, at + number * job.words, of_base)
         frame = frames.encode(piece, plan, context, job.number + number, buffers)
         if settings.verify:
             _read_back(frame, piece, job, number, replace(context, shared=as_read))
         encoded.append(frame)
-    return container.EncodedGroup(tuple(encoded), shared, len(planned.shared.data) if planned.shared else 0)
+    return container.EncodedGroup(tuple(encoded), shared, len(planned.shared.data) if planned.shared else 0, base is not None)
 
 
 def _shared_frame(shared: Shared, job: _Job, settings: Settings) -> tuple[frames.EncodedFrame, Shared]:
     """A group's shared part as a frame, and as a decoder gets it: read back, and not yet parsed."""
     data = frames.as_bytes(shared.data)
     spec = TensorSpec(job.spec.name, U8, (data.size,))
-    number = container.SHARED_NUMBER + job.number // container.MOST_GROUP_FRAMES
+    number = container.SHARED_NUMBER + job.number // settings.group_frames
     frame = frames.encode(data, byte_plan(data, SMALL), FrameContext(spec, 0, data.size), number)
     if not settings.verify:
         return frame, shared
@@ -218,7 +256,7 @@ def _same(a: Array, b: Array) -> bool:
     return all(bool((x[at : at + step] == y[at : at + step]).all()) for at in range(0, x.size, step)) and bool((a[n:] == b[n:]).all())
 
 
-def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted) -> tuple[list[_Piece], int]:
+def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted, chosen: Chosen) -> tuple[list[_Piece], int]:
     """The entries in the order of the container, and the skeleton's bytes after the last tensor."""
     n_own = 1 + bool(checkpoint.views) + bool(fitted.tensors)
     gaps, at = [], 0
@@ -234,11 +272,12 @@ def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted) -> tuple
         losses = {n_own + k: fitted.tensors[e.spec.name].loss for k, e in enumerate(checkpoint.extents) if e.spec.name in fitted.tensors}
         pieces.append(_own_piece(container.LOSSES, container.LOSSES_ROLE, container.losses_bytes(losses)))
     finder = _SameFinder()
-    for extent, gap in zip(checkpoint.extents, gaps, strict=True):
+    for extent, gap, against in zip(checkpoint.extents, gaps, chosen.tensors, strict=True):
         found = fitted.tensors.get(extent.spec.name)
-        data = source[extent.offset : extent.end] if found is None else memoryview(found.words.view(np.uint8))
+        data = source[extent.offset : extent.end] if found is None else found.words.view(np.uint8).data
         same = finder.find(data, len(pieces)) if extent.spec.shape and len(data) else None
-        pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap), data, same))
+        reference, base = against if against and found is None else (None, None)
+        pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap, reference), data, same, base))
     return pieces, len(source) - at
 
 

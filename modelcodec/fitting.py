@@ -10,11 +10,8 @@ from math import inf
 
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe
-from modelcodec.fitted import Fit, Fitted, Weights
+from modelcodec.fitted import DTYPES, Fit, Fitted, Weights
 from modelcodec.types import Array, Checkpoint, Extent, TensorSpec, View
-
-FLOATS = ("F32", "BF16", "F16")
-"""Dtypes that a fit may have."""
 
 
 def fitted_checkpoint(source: memoryview, checkpoint: Checkpoint, fit: Fit) -> tuple[Checkpoint, Fitted]:
@@ -40,7 +37,7 @@ def fitted_checkpoint(source: memoryview, checkpoint: Checkpoint, fit: Fit) -> t
 def _places(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, int]]:
     """Float tensors that lie in one piece, with their offsets; of those at one place the first, of those that overlap none."""
     if not checkpoint.views:
-        return {e.spec.name: (e.spec, e.offset) for e in checkpoint.extents if e.spec.dtype.name in FLOATS}
+        return {e.spec.name: (e.spec, e.offset) for e in checkpoint.extents if e.spec.dtype.name in DTYPES}
     found: dict[tuple[int, int], TensorSpec] = {}
     for view in checkpoint.views:
         offset = checkpoint.extents[view.extent].offset + view.first * view.spec.dtype.bits // 8
@@ -49,7 +46,7 @@ def _places(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, int]]:
     ends = accumulate((end for _, end in ordered), max, initial=0)
     nexts = [*(start for start, _ in ordered[1:]), inf]
     clear = [place for place, before, after in zip(ordered, ends, nexts, strict=False) if before <= place[0] and place[1] <= after]
-    return {found[place].name: (found[place], place[0]) for place in clear if found[place].shape and found[place].dtype.name in FLOATS}
+    return {found[place].name: (found[place], place[0]) for place in clear if found[place].shape and found[place].dtype.name in DTYPES}
 
 
 def _reach(view: View) -> int:

@@ -53,9 +53,10 @@ def model_bits(archive: container.Container, entry: container.Entry) -> float | 
         return 8 * entry.spec.n_bytes / n_elements
     bits, of_classes = 0.0, np.zeros((MOST_CLASSES, ESCAPE + 1), np.int64)
     for number in range(entry.n_frames):
-        nodes = list(archive.frame_head(entry, number).root.walk())
-        context, end = archive.context(entry, number), entry.span(number)[1]
-        payload = frames.as_bytes(archive.buffer[end - sum(node.layout.n_payload for node in nodes) : end])
+        head = archive.frame_head(entry, number)
+        nodes = list(head.root.walk())
+        context, (start, end) = archive.context(entry, number), entry.span(number)
+        payload = frames.as_bytes(archive.buffer[start + head.start : end])
         for node in nodes:
             if node.stage is Rans:
                 bits += node.n * _entropy(np.bincount(_words(node, payload, context)))

@@ -27,6 +27,7 @@ from modelcodec.wire import Reader, byte_string, varint
 WORD: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 RAW_NODE = b"\x00\x00"
 SEAL_BYTES = 4
+CHECK_BYTES = 4
 DIGEST_BYTES = 8
 LEAST_BYTES = 1 + 2 + DIGEST_BYTES + SEAL_BYTES
 """The shortest frame: the length of its head, one node, digest and seal."""
@@ -67,13 +68,22 @@ def seal_of(head: Any, number: int) -> int:
     return xxhash.xxh3_64_intdigest(head, seed=number) & 0xFFFFFFFF
 
 
+def check_of(payload: Any) -> bytes:
+    """What a frame with a loose stage ends with."""
+    return (xxhash.xxh3_64_intdigest(payload) & 0xFFFFFFFF).to_bytes(CHECK_BYTES, "little")
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """A frame's bytes, and the digest of what it decodes to. `buffer` is what the bytes lie in, where the caller lent one."""
+    """A frame's bytes, and the digest of what it decodes to. `buffer` is what the bytes lie in, where the caller lent one.
+
+    `since`: the first format version that has all stages of the frame.
+    """
 
     data: Any
     digest: int
     buffer: Array | None = None
+    since: tuple[int, int] = (0, 1)
 
 
 def _encode_node(x: Array, plan: Plan, context: FrameContext, head: list[bytes], payload: list[Any]) -> int:
@@ -139,16 +149,20 @@ def encode(x: Array, plan: Plan, context: FrameContext, number: int, buffers: Bu
     _encode_part(x, plan, context, head, payload)
     if len(head) > LIMITS.depth:  # as few nodes as that are inside every cap
         _check_caps(b"".join(head), x)
+    stages = [stage_of(node[0]) for node in head]
+    since = max(stage.since for stage in stages)
+    if any(stage.loose for stage in stages):
+        payload.append(check_of(b"".join(memoryview(piece).cast("B") for piece in payload)))
     body = b"".join(head) + digest.to_bytes(DIGEST_BYTES, "little")
     sealed = varint(len(body) + SEAL_BYTES) + body
     sealed += seal_of(sealed, number).to_bytes(SEAL_BYTES, "little")
     if buffers is None:
-        return EncodedFrame(b"".join((sealed, *payload)), digest)
+        return EncodedFrame(b"".join((sealed, *payload)), digest, None, since)
     pieces = [np.frombuffer(piece, np.uint8) for piece in (sealed, *payload)]
     size = sum(piece.size for piece in pieces)
     buffer = buffers.take(size)
     np.concatenate(pieces, out=buffer[:size])
-    return EncodedFrame(buffer.data[:size], digest, buffer)
+    return EncodedFrame(buffer.data[:size], digest, buffer, since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +190,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A frame's head, checked: the tree, the digest of the decoded bytes."""
+    """A frame's head, checked: the tree, the digest of the decoded bytes, where in the frame the payload begins."""
 
     root: Node
     digest: int
+    start: int
 
 
 class _TreeReader:
@@ -231,9 +246,12 @@ def read_head(frame: memoryview, number: int, width: int, n: int, where: str) ->
     except ModelCodecError as error:
         raise _placed(error, where) from None
     nodes.end()
-    if tree.n_payload != len(frame) - end:
-        raise reader.corrupt(f"the payload has {len(frame) - end} bytes, the head implies {tree.n_payload}")
-    return Head(root, reader.uint(DIGEST_BYTES))
+    n_check = CHECK_BYTES if any(node.stage.loose for node in root.walk()) else 0
+    if tree.n_payload + n_check != len(frame) - end:
+        raise reader.corrupt(f"the payload has {len(frame) - end} bytes, the head implies {tree.n_payload + n_check}")
+    if n_check and CHECK_DIGESTS and frame[-n_check:] != check_of(frame[end:-n_check]):
+        raise reader.corrupt("the check of the frame's payload does not match")
+    return Head(root, reader.uint(DIGEST_BYTES), end)
 
 
 def _placed(error: ModelCodecError, where: str) -> ModelCodecError:
@@ -290,9 +308,8 @@ def decode(frame: memoryview, number: int, out: Array, where: str, context: Fram
             return int(digest)
     head = read_head(frame, number, out.itemsize, out.size, where)
     of_thread.decoding.reset()
-    n_head = len(frame) - sum(node.layout.n_payload for node in head.root.walk())
     try:
-        _decode_node(head.root, as_bytes(frame)[n_head:], out, context)
+        _decode_node(head.root, as_bytes(frame)[head.start :], out, context)
     except CorruptFile as error:
         raise _placed(error, where) from None
     if CHECK_DIGESTS and digest_of(out) != head.digest:

@@ -20,12 +20,16 @@ __all__ = ["DEFAULT_LEVEL", "LEVELS", "Recipe", "Rule", "parse_plan"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Tensors whose name matches the glob `tensors`, and whose dtype is in `dtypes` (all when empty), take `plan`, or the planner's choice at `level`."""
+    """Tensors whose name matches the glob `tensors`, and whose dtype is in `dtypes` (all when empty), take `plan`, or the planner's choice at `level`.
+
+    `fit`, as text (`modelcodec.fit.text`), makes them lossy; without one they stay exact where the rest is fitted.
+    """
 
     tensors: str = "*"
     dtypes: tuple[str, ...] = ()
     plan: Plan | None = None
     level: int | None = None
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.dtypes if name not in DTYPE_BY_NAME]
@@ -63,7 +67,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
-        """Parse `[[rule]]` tables with the keys tensors, dtypes, plan, level. Raises BadRecipe with the place."""
+        """Parse `[[rule]]` tables with the keys tensors, dtypes, plan, level, fit. Raises BadRecipe with the place."""
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -78,7 +82,7 @@ class Recipe:
 
 
 def _rule(row: Any, number: int) -> Rule:
-    expected = {"tensors": str, "dtypes": list, "plan": str, "level": int}
+    expected = {"tensors": str, "dtypes": list, "plan": str, "level": int, "fit": str}
     if not isinstance(row, dict):
         raise BadRecipe(f"recipe, rule {number}: {row!r} is no table")
     for key, value in row.items():
@@ -87,7 +91,7 @@ def _rule(row: Any, number: int) -> Rule:
     if not all(isinstance(name, str) for name in row.get("dtypes", ())):
         raise BadRecipe(f"recipe, rule {number}: dtypes = {row['dtypes']!r} are no names")
     plan = parse_plan(row["plan"]) if "plan" in row else None
-    return Rule(row.get("tensors", "*"), tuple(row.get("dtypes", ())), plan, row.get("level"))
+    return Rule(row.get("tensors", "*"), tuple(row.get("dtypes", ())), plan, row.get("level"), row.get("fit"))
 
 
 def _toml(rule: Rule) -> str:
@@ -98,6 +102,8 @@ def _toml(rule: Rule) -> str:
         lines.append(f"plan = {_quoted(str(rule.plan))}")
     if rule.level is not None:
         lines.append(f"level = {rule.level}")
+    if rule.fit is not None:
+        lines.append(f"fit = {_quoted(rule.fit)}")
     return "\n".join(lines) + "\n"
 
 
@@ -161,7 +167,7 @@ class _PlanParser:
         return Plan(kind(**options), then)
 
     def stage(self, name: str) -> type[Stage]:
-        by_name = {stage_of(number).name: stage_of(number) for number in STAGES}
+        by_name = {kind.name: kind for kind in map(stage_of, STAGES) if not kind.fitted}
         if name not in by_name:
             raise self.wrong(f"there is no stage {name!r}; the stages are {', '.join(by_name)}")
         return by_name[name]

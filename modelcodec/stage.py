@@ -27,7 +27,7 @@ class Shared:
 class FrameContext:
     """What a frame may know beside its own bytes: its tensor, the word of its group of frames that it starts with, its `n` words, the group's shared part.
 
-    `at` is the word of the tensor that the frame starts with.
+    `at` is the word of the tensor that the frame starts with. `base` has the n words that stand in the frame's place in a base, where the tensor has one.
     """
 
     spec: TensorSpec
@@ -35,6 +35,7 @@ class FrameContext:
     n: int
     shared: Shared | None = None
     at: int = 0
+    base: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,10 @@ class Stage(ABC):
     """decode(encode(x)) == x, bit for bit."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Names of the parts, for plans; `planes` and `fields` have as many as their data."""
+    fitted: ClassVar[bool] = False
+    """Instances hold what a fit decided for one tensor: recipes cannot write them."""
+    loose: ClassVar[bool] = False
+    """Some bits of its payload or parts may change nothing that is decoded: frames with such a stage end with a check of their payload."""
     shares: ClassVar[bool] = False
     """Whether `prepare` may give something, so that frames are planned by groups."""
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from modelcodec import frame as frames
+from modelcodec.base import Found, read_container
+from modelcodec.base import Source as BaseSource
 from modelcodec.errors import LimitExceeded, UnsupportedFile
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
-from modelcodec.mapping import mapped
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array, DType, TensorSpec
 
@@ -72,23 +73,24 @@ class TensorFile:
     Dtypes that neither numpy nor torch has (F4, F6, ggml's block types) come as one dimension of bytes.
     """
 
-    def __init__(self, path: str | Path, framework: Framework = "np", *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, framework: Framework = "np", *, threads: int | None = None, base: BaseSource | None = None) -> None:
         self._torch = _is_torch(framework)
         self._threads = thread_count(threads)
         self._stack = ExitStack()
         try:
-            view = self._stack.enter_context(mapped(Path(path)))
-            self._open(container.read(view, str(path)))
+            self._open(self._stack.enter_context(read_container(Path(path), str(path), base)))
         except BaseException:
             self._stack.close()
             raise
 
     @classmethod
-    def of_bytes(cls, data: bytes | memoryview, framework: Framework = "np", *, threads: int | None = None) -> TensorFile:
+    def of_bytes(
+        cls, data: bytes | memoryview, framework: Framework = "np", *, threads: int | None = None, base: BaseSource | None = None
+    ) -> TensorFile:
         """The same over bytes in memory."""
         self = cls.__new__(cls)
         self._torch, self._threads, self._stack = _is_torch(framework), thread_count(threads), ExitStack()
-        self._open(container.read(memoryview(data), "bytes"))
+        self._open(Found.of(container.read(memoryview(data), "bytes"), None, base, self._stack))
         return self
 
     def _open(self, source: container.Container) -> None:

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from modelcodec import frame as frames
-from modelcodec.planner import LEVELS
+from modelcodec.changes import plan_changes
+from modelcodec.kernels import trellis
+from modelcodec.kernels.trellis import CODES
+from modelcodec.planner import LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
 from modelcodec.stage import FrameContext, Plan
+from modelcodec.stages.grid import NO_SHIFTS, Grid, Path
+from modelcodec.stages.rans import Rans
 from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
 
 _N = 1 << 16
@@ -46,6 +51,33 @@ def warmup() -> None:
         _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
 
 
+    _code_grids()
+    _code_deltas()
+
+
+def _code_deltas() -> None:
+    """Weights and what they changed to."""
+    base = _weights("BF16", _N)
+    x, spec = base ^ (base >> 5 & 3), _spec("BF16", base.size)
+    planned = plan_changes(spec, x, base, x.size, x.size, (RAW,))
+    if planned is None:
+        raise AssertionError("changes of a few low bits have a plan")
+    _round_trip(x, planned.plans[0], FrameContext(spec, 0, x.size, planned.shared, base=base))
+
+
+def _code_grids() -> None:
+    """Lossy weights, as a fit finds them."""
+    code = CODES[8]
+    x = np.sin(np.arange(36 * 64.0)) * 3
+    for dtype, shape in (("F32", (64, 36)), ("F32", (64, 4, 3, 3)), ("BF16", (64, 36))):
+        spec, indices = TensorSpec("", DTYPE_BY_NAME[dtype], shape), trellis.search(x, code).indices
+        trellis.search(x, code, 0.1, np.zeros(1, np.int32), np.full(1, 512, np.int32))
+        words = Path(code, 0, 2.0**-8, NO_SHIFTS).restore(indices, spec.dtype.name)
+        for modelled in (True, False):
+            plan = Plan(Grid(indices, 2.0**-8, 8, NO_SHIFTS, modelled), {"indices": Plan(Rans())})
+            _round_trip(words, plan, FrameContext(spec, 0, x.size))
+
+
 def _weights(dtype: str, n: int) -> Array:
     """Bits of numbers of many magnitudes, the same on every machine."""
     k = np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -79,9 +111,9 @@ def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
 
 def uncompiled() -> Iterator[str]:
     """Names of kernels that `warmup` would not have compiled: none, and a test holds that."""
-    from modelcodec.kernels import class_rans, frequencies, planes, rans, scale_classes, survey, whole_frame
+    from modelcodec.kernels import class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame
 
-    for module in (class_rans, frequencies, planes, rans, scale_classes, survey, whole_frame):
+    for module in (class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame):
         for name, kernel in vars(module).items():
             if getattr(kernel, "is_kernel", False) and kernel.__module__ == module.__name__ and not kernel.nopython_signatures:
                 yield f"{module.__name__}.{name}"

@@ -32,8 +32,14 @@ def check_of(payload: bytes) -> bytes:
     return (xxh3_64_intdigest(payload) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-def frame(tree: bytes, payload: bytes = b"", *, decoded: bytes = b"", digest: int | None = None, number: int = 0) -> bytes:
-    """A sealed frame. `decoded` is what it stands for, for its digest."""
+LOOSE = (11, 13, 14)
+"""Stages with which a frame ends with a check of its payload."""
+
+
+def frame(tree: bytes, payload: bytes = b"", *, decoded: bytes = b"", digest: int | None = None, number: int = 0, checked: bool | None = None) -> bytes:
+    """A sealed frame. `decoded` is what it stands for, for its digest; `checked`: whether its payload has a check, which else its root tells."""
+    if checked or (checked is None and tree and tree[0] in LOOSE):
+        payload += check_of(payload)
     body = tree + u64(xxh3_64_intdigest(decoded) if digest is None else digest)
     head = varint(len(body) + 4) + body
     return head + (xxh3_64_intdigest(head, seed=number) & 0xFFFFFFFF).to_bytes(4, "little") + payload

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from modelcodec.kernels import class_rans, frequencies, planes, rans, scale_classes, survey, xxh3
+from modelcodec.kernels import class_rans, delta, frequencies, planes, rans, scale_classes, survey, xxh3
 
 Array = NDArray[Any]
 WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -840,6 +840,74 @@ def _bytes_and_seed(source: random.Random) -> tuple[Array, int]:
     return np.frombuffer(source.randbytes(n), np.uint8), source.choice((0, 1, source.randrange(1 << 64)))
 
 
+# ---- deltas --------------------------------------------------------------------------------------------------------------------------
+
+
+def _delta_words(source: random.Random) -> tuple[Array, Array, delta.Scales, int]:
+    """Words of a group from one of them on, the base's words, how large the changes are."""
+    width = source.choice((1, 2, 4, 8))
+    x, columns = _words(source, width, source.randrange(1, 300)), source.choice((1, 7, 100, 400))
+    near = np.array([word ^ source.randrange(source.choice((1, 2, 9, 1 << 8 * width))) for word in x.tolist()], x.dtype)
+    mantissa_bits, first = source.randrange(2, min(8 * width - 1, 53)), source.choice((0, 1, columns))
+    rows = -(-(first + x.size) // columns)
+    scales = [np.array([source.randrange(64) for _ in range(n)], np.uint8) for n in (rows, columns)]
+    offset = source.randrange(max((1 << 8 * width + 1 - mantissa_bits) + 128 - int(scales[0].max()) - int(scales[1].max()), 1))
+    if int(scales[0].max()) + int(scales[1].max()) + offset - 128 >= 1 << 8 * width + 1 - mantissa_bits:
+        scales = [scale // np.uint8(64) for scale in scales]
+    return x, near, delta.Scales(scales[0], scales[1], offset, mantissa_bits), first
+
+
+def _foreseen(b: int, at: int, scales: delta.Scales, width: int) -> tuple[int, int, int]:
+    """Level, shift and reference, given the base's word and the place in the group."""
+    row, column = divmod(at, scales.columns.size)
+    scale, mantissa_bits = int(scales.rows[row]) + int(scales.columns[column]) + scales.offset - 128, scales.mantissa_bits
+    magnitude = b % (1 << 8 * width - 1)
+    level = max(scale - (magnitude >> mantissa_bits - 2) + 100, 0)
+    reference = scale - 24 << mantissa_bits - 2 if level >= 124 else magnitude
+    level = min(level, 124)
+    return level, min(max(mantissa_bits - 1 + (level - 100 >> 2), 0), max(mantissa_bits - 3, 0)), reference
+
+
+def split_changes(x: Array, b: Array, scales: delta.Scales, first: int) -> tuple[list[int], list[int], bytes, list[int]]:
+    found = delta.split(x, b, scales, first)
+    assert delta.levels_of(b, scales, first).tolist() == found.levels.tolist()
+    return found.levels.tolist(), found.symbols.tolist(), found.low.tobytes(), found.far.tolist()
+
+
+def split_changes_reference(x: Array, b: Array, scales: delta.Scales, first: int) -> tuple[list[int], list[int], bytes, list[int]]:
+    sign, levels, symbols, bits, far = 1 << 8 * x.itemsize - 1, [], [], "", []
+    for i, (word, old) in enumerate(zip(x.tolist(), b.tolist(), strict=True)):
+        level, shift, reference = _foreseen(old, first + i, scales, x.itemsize)
+        cell, rest = divmod(word % sign - reference, 1 << shift)
+        symbol = cell + (250 if (word ^ old) < sign else 750) if -250 <= cell < 250 else 1002 if word else 1001
+        symbol = 1000 if word == old and (cell or shift) else symbol
+        bits += f"{rest:0{shift}b}"[::-1] if symbol < 1000 and shift else ""
+        far += [word] if symbol == 1002 else []
+        levels.append(level)
+        symbols.append(symbol)
+    return levels, symbols, int("0" + bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little"), far
+
+
+def join_changes(x: Array, b: Array, scales: delta.Scales, first: int) -> list[int]:
+    found, out = delta.split(x, b, scales, first), np.empty_like(x)
+    assert delta.join(found.symbols, found.levels, found.low, found.far, b, scales, first, out) == delta.Fault.NONE
+    return out.tolist()
+
+
+def count_changes(x: Array, b: Array, scales: delta.Scales, sample: int) -> tuple[list[int], int]:
+    counts, counted = delta.count(x, b, scales, sample)
+    return counts[:, :1024].reshape(-1).tolist(), counted
+
+
+def count_changes_reference(x: Array, b: Array, scales: delta.Scales, sample: int) -> tuple[list[int], int]:
+    counts = [0] * (127 * 1024)
+    levels, symbols, _, _ = split_changes_reference(x, b, scales, 0)
+    for i, (level, symbol) in enumerate(zip(levels, symbols, strict=True)):
+        row, column = divmod(i, scales.columns.size)
+        counts[1024 * level + symbol] += column // 64 % sample == row % sample
+    return counts, sum(counts)
+
+
 KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.pack_planes", _numbers, pack_planes, pack_planes_reference),
     KernelRow("planes.unpack_planes", _plane_bytes, unpack_planes, unpack_planes_reference),
@@ -870,6 +938,10 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("scale_classes.count", _scaled_words, count, count_reference),
     KernelRow("scale_classes.of_classes", _counts_of_sums, of_classes, of_classes_reference),
     KernelRow("scale_classes.order0_bits", lambda source: (_words(source, 1, source.randrange(1, 500), 64),), order0_bits_is_near, lambda x: True),
+    KernelRow("delta.count", lambda source: (*_delta_words(source)[:3], source.choice((1, 2))), count_changes, count_changes_reference),
+    KernelRow("delta.split", _delta_words, split_changes, split_changes_reference),
+    KernelRow("delta.levels_of", _delta_words, lambda x, *place: delta.levels_of(*place).tolist(), lambda x, *place: split_changes_reference(x, *place)[0]),
+    KernelRow("delta.join", _delta_words, join_changes, lambda x, *_: x.tolist()),
     KernelRow("xxh3.digest", _bytes_and_seed, xxh3.digest, lambda data, seed: xxhash.xxh3_64_intdigest(data, seed=seed)),
     KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
     KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),

@@ -14,12 +14,14 @@ import re
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from itertools import accumulate
+from math import copysign, inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grid_reference
 import zstandard
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
@@ -111,6 +113,11 @@ class Cursor:
                 return value
         raise Corrupt("the file breaks a rule: a varint has at most 9 bytes")
 
+    def step(self) -> float:
+        number: float = struct.unpack("<f", self.take(4))[0]
+        need(0 < number < inf, "a step or scale is positive and finite")
+        return number
+
     def dtype(self) -> DType:
         dtype = DTYPES.get(number := self.uint(1))
         if dtype is None:
@@ -151,7 +158,7 @@ def pack(words: Words, width: int) -> bytes:
 
 
 # --- stages.md: a stage reads its header and tells the shapes of its parts, the length of its payload, and how both become n words of width w; of the frame
-# it may know the words, the first of them in its group of frames, and the group's shared part
+# it may know the words, the first of them in its group of frames, the group's shared part, the base's words, its tensor and where it starts in that
 
 
 class Shape(NamedTuple):
@@ -169,6 +176,19 @@ class Frame(NamedTuple):
     shape: Shape
     first: int = 0
     shared: bytes | None = None
+    base: Words | None = None
+    entry: Entry | None = None
+    at: int = 0
+
+    def tensor(self, n: int) -> Entry:
+        """The tensor of a frame, for a stage that asks where its n words lie in it."""
+        if self.entry is None or n != self.shape.n:
+            raise Corrupt("the file breaks a rule: a stage that asks for the tensor has all words of a tensor's frame")
+        return self.entry
+
+    def rows(self, columns: int) -> int:
+        """Rows of the tensor that the frame touches."""
+        return (self.at + self.shape.n - 1) // columns - self.at // columns + 1
 
 
 def raw(header: Cursor, n: int, w: int) -> Meaning:
@@ -277,12 +297,27 @@ def rans(header: Cursor, n: int, w: int) -> Meaning:
     return Meaning([], n_payload, lambda payload, _: decode(payload, [slots] * n, n_bits))
 
 
-def class_rans(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
-    if frame.shared is None:
-        raise Corrupt("the file breaks a rule: class_rans stands only in a frame with a shared part")
-    need(n == frame.shape.n, "class_rans has the frame's words")
-    n_payload, decode = read_groups(header, n, w)
-    shared = Cursor(frame.shared)
+class Classes(NamedTuple):
+    """The shared part of class_rans."""
+
+    row_scales: bytes
+    column_scales: bytes
+    thresholds: bytes
+    n_bits: int
+    tables: list[list[Slot]]
+
+    def scales(self, first: int, n: int) -> list[int]:
+        """The sums of scales of n words from one of the group on."""
+        columns = len(self.column_scales)
+        need(first + n <= len(self.row_scales) * columns, "a word lies in a row that there is")
+        places = (divmod(first + i, columns) for i in range(n))
+        return [self.row_scales[row] + self.column_scales[column] for row, column in places]
+
+    def table(self, scale: int) -> list[Slot]:
+        return self.tables[bisect_right(self.thresholds, scale)]
+
+
+def read_classes(shared: Cursor) -> Classes:
     need((columns := shared.varint()) > 0 and (rows := shared.varint()) > 0, "there are rows and columns")
     row_scales, column_scales = shared.take(rows), shared.take(columns)
     need(max(row_scales + column_scales) < 64, "a scale is below 64")
@@ -293,12 +328,19 @@ def class_rans(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
     tables = [read_slots(Bits(shared.take(shared.varint())), n_bits, 2) for _ in range(n_classes)]
     shared.end()
     need(all(slot.symbol is None or slot.symbol < 1023 for table in tables for slot in table), "a symbol is below 2^10 - 1")
-    need(frame.first + n <= rows * columns, "a word lies in a row that there is")
-    places = (divmod(frame.first + i, columns) for i in range(n))
-    table_of_word = [tables[bisect_right(thresholds, row_scales[row] + column_scales[column])] for row, column in places]
+    return Classes(row_scales, column_scales, thresholds, n_bits, tables)
+
+
+def class_rans(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
+    if frame.shared is None:
+        raise Corrupt("the file breaks a rule: class_rans stands only in a frame with a shared part")
+    need(n == frame.shape.n, "class_rans has the frame's words")
+    n_payload, decode = read_groups(header, n, w)
+    classes = read_classes(Cursor(frame.shared))
+    table_of_word = [classes.table(scale) for scale in classes.scales(frame.first, n)]
 
     def decode_words(payload: bytes, _: list[Words]) -> Words:
-        words = decode(payload, table_of_word, n_bits)
+        words = decode(payload, table_of_word, classes.n_bits)
         need(all(word < 1 << 8 * w for word in words), "a symbol fits the node's width")
         return words
 
@@ -405,6 +447,267 @@ def fields(header: Cursor, n: int, w: int) -> Meaning:
     return Meaning([Shape(n // size * number, width) for width, number in layout], 0, decode)
 
 
+def foreseen(scale: int, magnitude: int, mantissa: int) -> tuple[int, int, int]:
+    """Of a word of delta, given the base's magnitude: level, shift and reference."""
+    t = scale - (magnitude >> mantissa - 2) + 100
+    level, reference = (124, scale - 24 << mantissa - 2) if t >= 124 else (max(t, 0), magnitude)
+    return level, min(max(mantissa - 1 + (level - 100 >> 2), 0), max(mantissa - 3, 0)), reference
+
+
+def delta(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
+    if frame.base is None:
+        raise Corrupt("the file breaks a rule: delta stands only in a frame with a base")
+    need(Shape(n, w) == frame.shape, "delta has the frame's words")
+    base, sign = frame.base, 1 << 8 * w - 1
+    if not header.left:
+        return Meaning([], 0, lambda *_: base)
+    if frame.shared is None:
+        raise Corrupt("the file breaks a rule: delta has a shared part, unless it has no header")
+    n_low, n_far = header.varint(), header.varint()
+    n_symbols, decode = read_groups(header, n, 2)
+    shared = Cursor(frame.shared)
+    mantissa, offset = shared.uint(1), shared.uint(2)
+    classes = read_classes(shared)
+    need(2 <= mantissa <= min(8 * w - 2, 52), "there are 2 to 8 w - 2 bits of mantissa, 52 at most")
+    need(max(classes.row_scales) + max(classes.column_scales) + offset - 128 < 1 << 8 * w + 1 - mantissa, "a scale is one of a word")
+    known = [foreseen(scale + offset - 128, b % sign, mantissa) for scale, b in zip(classes.scales(frame.first, n), base, strict=True)]
+
+    def decode_words(payload: bytes, _: list[Words]) -> Words:
+        symbols = decode(payload[:n_symbols], [classes.table(level) for level, _, _ in known], classes.n_bits)
+        low, far, words = Bits(payload[n_symbols : n_symbols + n_low]), iter(unpack(payload[n_symbols + n_low :], w)), []
+        for s, b, (_, shift, reference) in zip(symbols, base, known, strict=True):
+            if s < 1000:
+                magnitude = reference + ((s % 500 - 250) << shift) + low.take(shift)
+                need(0 <= magnitude < sign, "a magnitude is one of a word")
+                words.append(magnitude | (b & sign) ^ (sign if s >= 500 else 0))
+            else:
+                need(s <= 1002, "a symbol is at most 1002")
+                words.append(next(far, -1) if s == 1002 else (b, 0)[s - 1000])
+        need(-1 not in words and next(far, -1) == -1, "there are as many far words as symbols of them")
+        low.end()
+        return words
+
+    return Meaning([], n_symbols + n_low + n_far * w, decode_words)
+
+
+def unfold(number: int) -> int:
+    """0, 1, 2, 3, 4 ... as 0, -1, 1, -2, 2 ..."""
+    return -(number // 2) - 1 if number % 2 else number // 2
+
+
+def float_bits(value: float, code: str) -> int:
+    """The nearest float of a kind of `struct`, ties to even, as a bit pattern."""
+    try:
+        data = struct.pack(f"<{code}", value)
+    except OverflowError:
+        data = struct.pack(f"<{code}", copysign(inf, value))
+    return int.from_bytes(data, "little")
+
+
+def float32(value: float) -> float:
+    number: float = struct.unpack("<f", float_bits(value, "f").to_bytes(4, "little"))[0]
+    return number
+
+
+ROUND: dict[str, Callable[[float], int]] = {
+    "F32": lambda value: float_bits(value, "f"),
+    "BF16": lambda value: (bits := float_bits(value, "f")) + 0x7FFF + (bits >> 16 & 1) >> 16,
+    "F16": lambda value: float_bits(float32(value), "e"),
+}
+"""A number rounded to float32, then to the dtype."""
+
+
+def put_exceptions(payload: Cursor, n: int, words: Words, w: int) -> None:
+    places = unpack(payload.take(4 * n), 4)
+    need(places == sorted(set(places)) and max(places, default=-1) < len(words), "places of exceptions ascend, and lie in the node")
+    for place, word in zip(places, unpack(payload.take(n * w), w), strict=True):
+        words[place] = word
+
+
+TRELLISES = {0: (0, 0), 2: (0o5, 0o2), 3: (0o13, 0o4), 4: (0o23, 0o4), 5: (0o45, 0o10), 6: (0o103, 0o24), 7: (0o235, 0o126), 8: (0o515, 0o362)}
+
+
+def walk(indices: Iterable[int], s: int, state: int, shifts: Sequence[int]) -> Iterator[int]:
+    """The places of the indices of grid."""
+    h0, h1 = TRELLISES[s]
+    for k in indices:
+        union, size = state % 2, abs(k)
+        place = 512 * size - 256 * union - shifts[2 * union + (size > 1)] if k else 0
+        yield place if k >= 0 else -place
+        state = state // 2 ^ (h0 // 2 if union else 0) ^ (h1 // 2 if k % 2 else 0)
+
+
+def grid(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
+    entry = frame.tensor(n)
+    need(entry.dtype.name in ROUND and w == entry.dtype.word, "grid has words of the tensor's dtype, F32, BF16 or F16")
+    flags, state = header.uint(1), header.uint(1)
+    s, modelled = flags & 15, bool(flags & 16)
+    need(s in TRELLISES and state < 1 << s and not (modelled and flags & 64), "a trellis has 1 or 4 to 256 states, modelled indices no width")
+    step = header.step()
+    shifts = struct.unpack("4b", header.take(4)) if flags & 32 else (0, 0, 0, 0)
+    mean, n_coded = (header.uint(1), header.varint()) if modelled else (0, 0)
+    need(mean <= 224, "m is at most 224")
+    need((n_exceptions := header.varint()) <= n, "there are at most n exceptions")
+    n_rows = header.varint() if flags & 128 else 0
+    need(not flags & 128 or n_rows == frame.rows(entry.row_words), "there are as many steps as rows")
+
+    def decode(data: bytes, parts: list[Words]) -> Words:
+        payload, exponents = Cursor(data), data[len(data) - n_rows :]
+        if modelled:
+            indices = grid_reference.decode(payload.take(n_coded), n, entry.shape, frame.at, mean, state, *TRELLISES[s])
+        else:
+            need(max(parts[0]) <= 65534, "an index has 16 bits, its sign included")
+            indices = list(map(unfold, parts[0]))
+        steps = [float32(step * grid_reference.EXP2[32 * (e % 8)] * 2.0 ** (e // 8 - 16)) for e in exponents]
+        need(inf not in steps, "the step of a row is finite")
+        row_steps = (steps[(frame.at + i) // entry.row_words - frame.at // entry.row_words] if steps else step for i in range(n))
+        words = [ROUND[entry.dtype.name](place * row_step) for place, row_step in zip(walk(indices, s, state, shifts), row_steps, strict=True)]
+        put_exceptions(payload, n_exceptions, words, w)
+        return words
+
+    return Meaning([] if modelled else [Shape(n, 2 if flags & 64 else 1)], n_coded + n_exceptions * (4 + w) + n_rows, decode)
+
+
+def read_dimension(file: Cursor) -> int:
+    need(1 <= (dimension := file.varint()) <= 1024, "a vector has 1 to 1024 words")
+    return dimension
+
+
+def read_lists(file: Cursor) -> list[int]:
+    """How many vectors each list has."""
+    need((n := file.varint() + 1) <= 256, "there are 1 to 256 lists")
+    sizes = [file.varint() + 1 for _ in range(n)]
+    need(sum(sizes) <= 65536, "all lists have at most 65536 vectors")
+    return sizes
+
+
+def read_book(shared: Cursor, dimension: int, w: int) -> tuple[list[int], Words]:
+    """The shared part of codebook: the lists, and their entries."""
+    need(read_dimension(shared) == dimension, "the shared part's vectors have as many words")
+    sizes = read_lists(shared)
+    n = dimension * sum(sizes)
+    need((is_palette := shared.uint(1)) <= 1, "entries are told in one of two ways")
+    if is_palette:
+        need((size := shared.varint() + 1) <= 256, "a palette has 1 to 256 words")
+        words, places = unpack(shared.take(size * w), w), shared.take(n)
+        need(max(places) < size, "a place is one of the palette")
+        entries = [words[place] for place in places]
+    else:
+        entries = unpack(shared.take(n * w), w)
+    shared.end()
+    return sizes, entries
+
+
+def codebook(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
+    need((flags := header.uint(1)) < 16 and flags & 6 != 6, "context-coded indices have no width")
+    is_shared, modelled, grouped = bool(flags & 1), bool(flags & 4), bool(flags & 8)
+    entry = frame.tensor(n) if is_shared or modelled or grouped else None
+    d = read_dimension(header)
+    need(not modelled or (d == 1 and w in (2, 4)), "context-coded indices are of single words of width 2 or 4")
+    need((lead := header.varint()) < d and lead <= n, "words before the first vector are fewer than it has")
+    need(not is_shared or frame.shared is not None, "shared lists stand only in a frame with a shared part")
+    sizes, shared_entries = read_book(Cursor(frame.shared or b""), d, w) if is_shared else (read_lists(header), [])
+    columns = entry.row_words if entry else 1
+    n_rows = header.varint() if grouped else 0
+    need(n_rows == frame.rows(columns) if grouped else len(sizes) == 1, "the frame's rows have a list each, or there is one")
+    mean, n_coded = (header.uint(1), header.varint()) if modelled else (0, 0)
+    need(mean <= 224, "M is at most 224")
+    n_vectors = (n - lead) // d
+
+    def decode(data: bytes, parts: list[Words]) -> Words:
+        payload, entries, groups = Cursor(data), shared_entries or parts[0], parts[1] or [0]
+        need(max(groups) < len(sizes), "a row has a list that there is")
+        row_of = [(frame.at + lead + d * i) // columns - frame.at // columns if grouped else 0 for i in range(n_vectors)]
+        starts = list(accumulate(sizes, initial=0))
+        if entry and modelled:
+            magnitudes = [[word % (1 << 8 * w - 1) for word in entries[start : start + size]] for start, size in zip(starts, sizes, strict=False)]
+            zeros = [each.index(min(each)) for each in magnitudes]
+            places = grid_reference.decode(payload.take(n_coded), n, entry.shape, frame.at, mean, 0, 0, 0)
+            indices = [zeros[groups[row]] + place for row, place in zip(row_of, places, strict=True)]
+        else:
+            indices = parts[2]
+        need(all(0 <= i < sizes[groups[row]] for row, i in zip(row_of, indices, strict=True)), "an index is inside its list")
+        outer = unpack(payload.take(payload.left), w)
+        vectors = [d * (starts[groups[row]] + i) for row, i in zip(row_of, indices, strict=True)]
+        return outer[:lead] + [word for at in vectors for word in entries[at : at + d]] + outer[lead:]
+
+    shapes = [Shape(0 if is_shared else sum(sizes) * d, w), Shape(n_rows, 1)]
+    return Meaning(shapes if modelled else [*shapes, Shape(n_vectors, 2 if flags & 2 else 1)], n_coded + (n - n_vectors * d) * w, decode)
+
+
+class Right(NamedTuple):
+    """What frames of lowrank may share; its words are a part where they do not."""
+
+    columns: int
+    shifts: bytes
+    words: Words
+
+
+def read_rank(file: Cursor) -> int:
+    need(1 <= (rank := file.varint()) <= 1024, "a rank is 1 to 1024")
+    return rank
+
+
+def read_shifts(file: Cursor, rank: int) -> bytes:
+    shifts = file.take(rank)
+    need(max(shifts) <= 15, "a shift is at most 15")
+    return shifts
+
+
+def read_right(shared: Cursor, rank: int) -> Right:
+    """The shared part of lowrank."""
+    need(read_rank(shared) == rank, "the shared part has the rank of the frame")
+    columns, width = shared.varint(), shared.uint(1)
+    need(width in (1, 2), "words of a matrix have width 1 or 2")
+    shifts, planes_of_words = read_shifts(shared, rank), [shared.take(rank * columns) for _ in range(width)]
+    shared.end()
+    return Right(columns, shifts, [int.from_bytes(word, "little") for word in zip(*planes_of_words, strict=True)])
+
+
+def matrix(words: Words, columns: int) -> list[Words]:
+    """Rows of the integers that folded words stand for."""
+    return [list(map(unfold, words[i : i + columns])) for i in range(0, len(words), columns)]
+
+
+def products(left: list[Words], right: list[Words], shifts: bytes) -> Iterator[int]:
+    """The sums S(i, j), row after row."""
+    bounds = [max(map(abs, a)) * max(map(abs, b)) << e for a, b, e in zip(zip(*left, strict=True), right, shifts, strict=True)]
+    need(sum(bounds) < 1 << 53, "every sum is exact in float64")
+    return (sum(a * b << e for a, b, e in zip(row, column, shifts, strict=True)) for row in left for column in zip(*right, strict=True))
+
+
+def lowrank(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
+    entry = frame.tensor(n)
+    need(entry.dtype.name in ROUND and w == entry.dtype.word, "lowrank has words of the tensor's dtype, F32, BF16 or F16")
+    need((flags := header.uint(1)) < 16 and flags & 5 != 5, "a right matrix that is shared has no width here")
+    is_shared, masked = bool(flags & 1), bool(flags & 8)
+    scale, rows, rank = header.step(), header.varint(), read_rank(header)
+    if is_shared:
+        need(frame.shared is not None, "a shared matrix stands only in a frame with a shared part")
+        right = read_right(Cursor(frame.shared or b""), rank)
+    else:
+        right = Right(header.varint(), read_shifts(header, rank), [])
+    need((n_exceptions := header.varint()) <= n, "there are at most n exceptions")
+    need(rank <= right.columns == entry.row_words, "the right matrix has the columns of the tensor, and at least the rank")
+    need(is_shared or right.columns <= n, "the columns of a matrix that is not shared are at most n")
+    need(rows == frame.rows(right.columns) <= n, "the left matrix has the frame's rows")
+
+    def decode(data: bytes, parts: list[Words]) -> Words:
+        start = frame.at % right.columns
+        sums = list(products(matrix(parts[0], rank), matrix(right.words or parts[1], right.columns), right.shifts))[start : start + n]
+        words = [ROUND[entry.dtype.name](float(total) * scale) for total in sums]
+        if masked:
+            mask = int.from_bytes(bytes(parts[2]), "little")
+            need(mask >> n == 0, "unused bits of the mask are zero")
+            words = [word if mask >> i & 1 else 0 for i, word in enumerate(words)]
+        put_exceptions(Cursor(data), n_exceptions, words, w)
+        return words
+
+    widths = (2 if flags & 2 else 1, 2 if flags & 4 else 1)
+    shapes = [Shape(rows * rank, widths[0]), Shape(0 if is_shared else rank * right.columns, widths[1])]
+    return Meaning([*shapes, Shape((n + 7) // 8, 1)] if masked else shapes, n_exceptions * (4 + w), decode)
+
+
 STAGES: dict[int, tuple[Callable[..., Meaning], tuple[int, ...]]] = {
     0: (raw, (1, 2, 4, 8)),
     1: (constant, (1, 2, 4, 8)),
@@ -417,16 +720,26 @@ STAGES: dict[int, tuple[Callable[..., Meaning], tuple[int, ...]]] = {
     8: (widen, (4, 8)),
     9: (fields, (1,)),
     10: (class_rans, (1, 2)),
+    11: (grid, (2, 4)),
+    12: (delta, (1, 2, 4, 8)),
+    13: (codebook, (1, 2, 4, 8)),
+    14: (lowrank, (2, 4)),
 }
+KNOW_THE_FRAME = (class_rans, grid, delta, codebook, lowrank)
 
 
 # --- format.md, section 4: a frame
+
+
+LOOSE = (11, 13, 14)
+"""Stages not every bit of whose payload changes what is decoded."""
 
 
 @dataclass
 class Node:
     shape: Shape
     meaning: Meaning
+    number: int
     parts: list[Node] = field(default_factory=list)
     payload: bytes = b""
 
@@ -443,7 +756,7 @@ def read_node(head: Cursor, shape: Shape, depth: int, nodes: list[Node], frame: 
     stage, widths = STAGES[number]
     need(shape.width in widths, "a stage has a width that its section allows")
     header = Cursor(head.take(head.varint()))
-    node = Node(shape, stage(header, *shape, frame) if stage is class_rans else stage(header, *shape))
+    node = Node(shape, stage(header, *shape, frame) if stage in KNOW_THE_FRAME else stage(header, *shape), number)
     header.end()
     nodes.append(node)
     node.parts = [read_node(head, part, depth + 1, nodes, frame) for part in node.meaning.parts]
@@ -464,6 +777,9 @@ def read_frame(data: bytes, number: int, frame: Frame) -> tuple[bytes, int]:
     need(sum(prod(node.shape) for node in nodes) <= 8 * prod(frame.shape) + 65536, "a frame's arrays hold at most 8 times its bytes and 64 KiB")
     for node in nodes:
         node.payload = file.take(node.meaning.n_payload)
+    if any(node.number in LOOSE for node in nodes):
+        payload = data[file.position - sum(node.meaning.n_payload for node in nodes) : file.position]
+        need(file.uint(4) == xxh3_64_intdigest(payload) & 0xFFFFFFFF, "the payload fits its check")
     file.end()
     decoded = pack(root.words(), frame.shape.width)
     need(xxh3_64_intdigest(decoded) == digest, "a frame has its digest")
@@ -492,6 +808,14 @@ class Piece(NamedTuple):
     length: int
 
 
+class BaseTensor(NamedTuple):
+    """A tensor of a base: the base's number, the tensor's name in it, the digest of its bytes."""
+
+    number: int
+    name: str
+    digest: int
+
+
 class Entry(NamedTuple):
     """An entry as the directory tells it."""
 
@@ -507,10 +831,16 @@ class Entry(NamedTuple):
     pieces: tuple[Piece, ...]
     """Of a coded entry, as they follow each other in the payload."""
     same_as: int
+    base: BaseTensor | None
 
     @property
     def n_bytes(self) -> int:
         return self.dtype.n_bytes(self.shape)
+
+    @property
+    def row_words(self) -> int:
+        n_words = self.n_bytes // self.dtype.word
+        return max(n_words // self.shape[0], 1) if len(self.shape) > 1 else n_words
 
 
 class Container(NamedTuple):
@@ -518,6 +848,7 @@ class Container(NamedTuple):
     tail: int
     n_bytes: int
     sha256: bytes | None
+    bases: list[str]
 
 
 def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -559,7 +890,14 @@ def read_envelope(data: bytes) -> tuple[list[Stored], int]:
     return [e._replace(begin=file.position + e.begin, end=file.position + e.end) for e in stored], file.position
 
 
-def read_entry(directory: Cursor, stored: Stored, earlier: list[Entry]) -> Entry:
+def read_text(directory: Cursor) -> str:
+    try:
+        return directory.take(directory.varint()).decode()
+    except UnicodeDecodeError as error:
+        raise Corrupt("the file breaks a rule: the names of bases and their tensors are UTF-8") from error
+
+
+def read_entry(directory: Cursor, stored: Stored, earlier: list[Entry], n_bases: int) -> Entry:
     role, kind, dtype, shape = directory.uint(1), directory.uint(1), directory.dtype(), directory.dimensions()
     own = {1: PREFIX + "skeleton", 2: PREFIX + "views", 3: PREFIX + "losses"}.get(role)
     need(role <= 3 and (stored.name == own if own else not stored.name.startswith(PREFIX)), "an entry's role fits its name")
@@ -571,20 +909,25 @@ def read_entry(directory: Cursor, stored: Stored, earlier: list[Entry]) -> Entry
     most = MiB // dtype.word // dtype.block * dtype.block
     digests: tuple[int, ...] = ()
     pieces: tuple[Piece, ...] = ()
+    base: BaseTensor | None = None
     as_itself = (dtype.name, shape) if dtype.in_safetensors else ("U8", (n_bytes,))
     need((stored.dtype, stored.shape) == (as_itself if kind == 0 else ("U8", (n_stored,))), "an ordinary entry is stored as itself, any other as U8")
     if kind == 0:
         need(n_stored == n_bytes, "an ordinary entry has the tensor's bytes")
         digests = tuple(directory.uint(8) for _ in range(-(-n_bytes // dtype.word // most)))
-    elif kind in (1, 3):
+    elif kind in (1, 3, 4):
+        if kind == 4:
+            need(role == 0, "a delta is a tensor")
+            base = BaseTensor(directory.varint(), read_text(directory), directory.uint(8))
+            need(base.number < n_bases, "a base is one of those that are named")
         need(1 <= (frame_words := directory.varint()) <= most and frame_words % dtype.block == 0, "a frame has at most 1 MiB, in whole blocks")
         need(n_bytes > 0, "a coded entry has frames")
-        pieces = tuple(read_pieces(directory, n_bytes // dtype.word, dtype.word, frame_words, directory.varint() if kind == 3 else None))
+        pieces = tuple(read_pieces(directory, n_bytes // dtype.word, dtype.word, frame_words, directory.varint() if kind > 1 else None))
     else:
-        need(kind == 2 and n_stored == 0, "a kind is 0 to 3, and `same` has no bytes")
+        need(kind == 2 and n_stored == 0, "a kind is 0 to 4, and `same` has no bytes")
         need((same_as := directory.varint()) < len(earlier) and earlier[same_as].kind != 2, "`same` names an earlier entry that has bytes of its own")
         need((earlier[same_as].n_bytes, earlier[same_as].digest) == (n_bytes, digest), "`same` has the size and the digest of the earlier entry")
-    return Entry(stored, role, kind, dtype, shape, gap, digest, digests, pieces, same_as)
+    return Entry(stored, role, kind, dtype, shape, gap, digest, digests, pieces, same_as, base)
 
 
 def read_pieces(directory: Cursor, n_words: int, width: int, frame_words: int, group: int | None) -> Iterator[Piece]:
@@ -609,47 +952,61 @@ def read_container(data: bytes) -> Container:
     need((stored[0].dtype, stored[0].shape) == ("U8", (directory.left,)), "the directory is U8 with one dimension")
     need(directory.uint(8) == xxh3_64_intdigest(data[:begin]), "the header has its digest")
     need(directory.uint(8) == xxh3_64_intdigest(directory.data[16:]), "the directory has its digest")
-    if (flags := directory.uint(1)) > 1:
+    if (flags := directory.uint(1)) > 3:
         raise Unsupported(f"directory flags {flags:#x}")
-    sha256 = directory.take(32) if flags else None
+    sha256 = directory.take(32) if flags & 1 else None
     identity, n_bytes = directory.uint(16), directory.varint()
     if (source_format := directory.uint(1)) >= N_FORMATS:
         raise Unsupported(f"source format {source_format}")
+    bases = [read_text(directory) for _ in range(directory.varint())] if flags & 2 else []
+    need(bool(bases) == bool(flags & 2), "bases are named where the flag says so")
     need(directory.varint() == len(stored) - 1 >= 1, "the directory has all entries, the skeleton at least")
     entries: list[Entry] = []
     for each in stored[1:]:
-        entries.append(read_entry(directory, each, entries))
+        entries.append(read_entry(directory, each, entries, len(bases)))
     tail = directory.varint()
     need((begin + len(directory.data)) % 8 == 0 and not any(directory.take(directory.left)), "the directory ends with zero bytes at a multiple of 8")
     need(identity == xxh3_128_intdigest(concatenated(e.digest for e in entries if e.role < 2)), "the identity fits the tensor digests")
-    return Container(entries, tail, n_bytes, sha256)
+    return Container(entries, tail, n_bytes, sha256, bases)
 
 
-def read_frames(data: bytes, entry: Entry) -> Iterator[tuple[bytes, int]]:
+def base_words(entry: Entry, bases: Sequence[Mapping[str, bytes]]) -> Words | None:
+    """The base's words, as many as the tensor has."""
+    if entry.base is None:
+        return None
+    need(entry.base.number < len(bases), "the base is there")
+    data = bases[entry.base.number].get(entry.base.name, b"")
+    need(xxh3_64_intdigest(data) == entry.base.digest and len(data) % entry.dtype.word == 0, "the base is the one that it was")
+    n_words = entry.n_bytes // entry.dtype.word
+    return (unpack(data, entry.dtype.word) + [0] * n_words)[:n_words]
+
+
+def read_frames(data: bytes, entry: Entry, base: Words | None) -> Iterator[tuple[bytes, int]]:
     """Each frame's decoded bytes with the digest of the frame as it was written."""
     payload = Cursor(data[entry.stored.begin : entry.stored.end])
     for digest in entry.digests:
         decoded = payload.take(min(payload.left, MiB // entry.dtype.word // entry.dtype.block * entry.dtype.block * entry.dtype.word))
         need(xxh3_64_intdigest(decoded) == digest, "a frame has its digest")
         yield decoded, digest
-    shared: bytes | None = None
+    shared, at = None, 0
     for number, shape, first, length in entry.pieces:
         if number < SHARED:
-            yield read_frame(payload.take(length), number, Frame(shape, first, shared))
+            yield read_frame(payload.take(length), number, Frame(shape, first, shared, None if base is None else base[at : at + shape.n], entry, at))
+            at += shape.n
         else:
             shared = read_frame(payload.take(length), number, Frame(shape))[0] if shape.n else None
     if entry.pieces:
         need(payload.left < 8 and entry.stored.end % 8 == 0 and not any(payload.take(payload.left)), "frames end with zero bytes up to a multiple of 8")
 
 
-def decode_entries(data: bytes, container: Container) -> list[bytes]:
-    """The bytes of every entry as they stand in the source."""
+def decode_entries(data: bytes, container: Container, bases: Sequence[Mapping[str, bytes]] = ()) -> list[bytes]:
+    """The bytes of every entry as they stand in the source, given the tensors of the bases in their order."""
     decoded: list[bytes] = []
     for entry in container.entries:
         if entry.kind == 2:
             decoded.append(decoded[entry.same_as])
             continue
-        pieces = list(read_frames(data, entry))
+        pieces = list(read_frames(data, entry, base_words(entry, bases)))
         need(xxh3_64_intdigest(concatenated(digest for _, digest in pieces)) == entry.digest, "a tensor has its digest")
         decoded.append(b"".join(piece for piece, _ in pieces))
     return decoded
@@ -710,10 +1067,10 @@ def gather(data: bytes, size: int, first: int, shape: tuple[int, ...], strides: 
     return b"".join(gather(data, size, first + i * strides[0], shape[1:], strides[1:]) for i in range(shape[0]))
 
 
-def restore(data: bytes) -> bytes:
-    """The source file, from a container. Everything in it is checked. Raises Corrupt, Unsupported."""
+def restore(data: bytes, *bases: Mapping[str, bytes]) -> bytes:
+    """The source file, from a container, and from the tensors of its bases in their order. Everything in it is checked. Raises Corrupt, Unsupported."""
     container = read_container(data)
-    decoded = decode_entries(data, container)
+    decoded = decode_entries(data, container, bases)
     read_views(container, decoded)
     read_losses(container, decoded)
     skeleton, source = Cursor(decoded[0]), bytearray()

@@ -15,10 +15,12 @@ import sources
 from kernel_rows import KERNEL_ROWS, KernelRow
 from numpy.typing import NDArray
 
+from modelcodec import changes
 from modelcodec.kernels import frequencies
 from modelcodec.stage import Shared
 from modelcodec.stages.class_rans import ScaleClasses
-from modelcodec.types import DTYPE_BY_NAME, DType
+from modelcodec.stages.codebook import Codebook
+from modelcodec.types import DTYPE_BY_NAME, U8, DType, TensorSpec
 
 __all__ = ["FORMAT_ROWS", "KERNEL_ROWS", "STAGE_ROWS", "FormatRow", "KernelRow", "StageRow"]
 
@@ -124,7 +126,7 @@ def for_dtype(array: Array, dtype: DType) -> Array:
 @dataclass(frozen=True)
 class StageRow:
     """A stage: `plans` whose tree it is in, as recipes write them; `dtypes` whose words it takes; `sample` is what it is for, coded by the first plan in at
-    most `bound` of the raw bytes; `shared` makes what a group of frames shares, for stages that need it."""
+    most `bound` of the raw bytes; `shared` makes what a group of frames shares, and `base` the base's words, for stages that need them."""
 
     name: str
     plans: tuple[str, ...]
@@ -132,6 +134,7 @@ class StageRow:
     sample: Array
     bound: float
     shared: Callable[[Array], Shared] | None = None
+    base: Callable[[Array], Array] | None = None
 
 
 def classes_of(x: Array) -> Shared:
@@ -146,6 +149,26 @@ def classes_of(x: Array) -> Shared:
         counts = np.bincount(np.minimum(x[classes == c].astype(np.uint64), np.uint64(1022)).astype(np.int64), minlength=1023)
         tables.append(frequencies.normalise(counts, bits, 2, escape=True))
     return Shared(ScaleClasses(row_scales, column_scales, thresholds, tuple(tables)).write())
+
+
+def base_of(x: Array) -> Array:
+    """Words near these, some of them equal, some of the other sign, some of any kind."""
+    near = x ^ numbers(x.size, 4, x.itemsize, 3) ^ ((numbers(x.size, 20, 1, 4) == 0).astype(x.dtype) << x.dtype.type(8 * x.itemsize - 1))
+    return np.where(numbers(x.size, 50, 1, 5) == 0, random_bits(x.size, x.itemsize, 6), near)
+
+
+def changes_of(x: Array) -> Shared:
+    """What a group of deltas shares, in rows of ten."""
+    words = x if x.size else np.zeros(1, x.dtype)
+    return Shared(changes.find(words, base_of(words), 10, {1: "F8_E4M3", 2: "BF16", 4: "F32", 8: "F64"}[x.itemsize]).write())
+
+
+def codebook_of(x: Array) -> Shared:
+    """A shared codebook of these words, or, where they are too many, of the first."""
+    words = x if x.size else np.zeros(1, x.dtype)
+    book = Codebook().book(words, TensorSpec("", U8, (words.size,)), 0) or Codebook().book(words[:1], TensorSpec("", U8, (1,)), 0)
+    assert book
+    return Shared(book.write(), book)
 
 
 _ALL = ("U8", "BF16", "F32", "F64")
@@ -219,6 +242,15 @@ STAGE_ROWS: tuple[StageRow, ...] = (
         0.85,
     ),
     StageRow("class_rans", ("class_rans", "split_float(symbols:class_rans)"), ("U8", "BF16"), gaussian(9000, "BF16") >> np.uint16(7), 0.30, classes_of),
+    StageRow(
+        "codebook",
+        ("codebook(indices:rans)", "codebook{dimension=3}(entries:zstd, indices:rans)", "codebook{modelled=True}(entries:rans)", "codebook"),
+        _ALL,
+        random_bits(20, 4)[numbers(2000, 20, 1, 2)],
+        0.17,
+        codebook_of,
+    ),
+    StageRow("delta", ("delta",), ("F8_E4M3", *_WIDE), gaussian(9000, "BF16"), 0.45, changes_of, base_of),
 )
 
 

@@ -103,6 +103,9 @@ def test_a_container_holds_no_more_than_its_version_has() -> None:
         data = content(name)
         version = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["modelcodec"]
         archive = container.read(memoryview(data), name)
-        kinds = {entry.kind for entry in archive.entries}
-        assert version == "{}.{}".format(*max(container.SINCE[kind] for kind in kinds))
+        used = {container.SINCE[entry.kind] for entry in archive.entries} | {container.ROLE_SINCE[entry.role] for entry in archive.entries}
+        for entry in archive.entries:
+            for number in range(entry.n_frames if entry.coded else 0):
+                used |= {node.stage.since for node in archive.frame_head(entry, number).root.walk()}
+        assert version == "{}.{}".format(*max(used))
         restore(archive, io.BytesIO(), 1, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from xxhash import xxh3_64_intdigest
 import modelcodec
 from modelcodec import errors, formats
 from modelcodec import frame as frames
+from modelcodec.cli.compare import EXIT_DIFFERENT
 from modelcodec.errors import CorruptFile, LimitExceeded, ModelCodecError
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
@@ -175,9 +177,13 @@ def smallest_header(name: str, width: int) -> bytes:
         return bytes([8, 0, 0, 0]) + bytes(width) + b"\x01".ljust(width, b"\0") + b"\x80\x00\x04\x00"
     if name == "widen":
         return bytes([next((kind for kind, (wide, _) in KINDS.items() if wide == width), 1)])
-    headers = {"raw": b"", "planes": b"", "zstd": b"\x09" + bytes(4), "split_float": b"\x07", "sparse": b"\x00", "fields": b"\x01\x01\x01", "class_rans":
-    b"\x00\x00\x00"}
-    return (headers | {"constant": bytes(width), "palette": bytes(1 + width)})[name]
+    if name == "grid":
+        return bytes([0, 0]) + struct.pack("<f", 1.0) + b"\0"
+    if name == "lowrank":
+        return bytes([1]) + struct.pack("<f", 1.0) + b"\0\1\0"
+    headers = {"raw": b"", "planes": b"", "delta": b"", "zstd": b"\x09" + bytes(4), "split_float": b"\x07", "sparse": b"\x00", "fields": b"\x01\x01\x01"}
+    headers |= {"class_rans": b"\x00\x00\x00", "codebook": b"\1\1\0", "constant": bytes(width), "palette": bytes(1 + width)}
+    return headers[name]
 
 
 @pytest.mark.parametrize(("number", "name", "parts", "widths", "since"), STAGE_ROWS, ids=[row[1] for row in STAGE_ROWS])
@@ -344,5 +350,8 @@ def test_exit_codes() -> None:
     found = re.search(r"Exit codes: ([^.]*)\.", README)
     assert found
     listed = {" ".join(text.split()): int(code) for code, text in re.findall(r"(\d+) ([^,\d]+)", found[1])}
-    assert listed == {text: kind.exit_code for text, kind in words.items()} | {"input or output": errors.EXIT_OS_ERROR}
+    assert listed == {text: kind.exit_code for text, kind in words.items()} | {
+        "compared tensors differ": EXIT_DIFFERENT,
+        "input or output": errors.EXIT_OS_ERROR,
+    }
     assert set(words.values()) == {kind for kind in vars(errors).values() if isinstance(kind, type) and "exit_code" in vars(kind)} - {errors.ModelCodecError}

@@ -19,6 +19,7 @@ LINES = (
     "cat --help",
     "warmup --help",
     "run --help",
+    "report --help",
     "hook status",
     "completion fish",
     "compress -3 x",

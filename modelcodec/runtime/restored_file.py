@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from modelcodec import frame as frames
+from modelcodec.base import read_container
 from modelcodec.errors import ModelCodecError
 from modelcodec.formats import container
-from modelcodec.mapping import mapped
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array
 
@@ -46,7 +46,7 @@ class RestoredFile(io.RawIOBase):
         self._kept: tuple[int, int, Array] | None = None
         self._threads, self._position = thread_count(threads), 0
         try:
-            self._source = container.read(self._stack.enter_context(mapped(Path(path))), str(path))
+            self._source = self._stack.enter_context(read_container(Path(path), str(path), None))
             self._skeleton = memoryview(self._source.decode_entry(self._source.skeleton))
         except BaseException:
             self._stack.close()

@@ -22,6 +22,10 @@ STAGES: dict[int, str] = {
     8: "widen:Widen",
     9: "fields:Fields",
     10: "class_rans:ClassRans",
+    11: "grid:Grid",
+    12: "delta:Delta",
+    13: "codebook:Codebook",
+    14: "lowrank:Lowrank",
 }
 
 FUSED: dict[tuple[int, int], str] = {(4, 3): "fused", (4, 10): "fused_classes"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import struct
 import sys
 import tempfile
 import tomllib
@@ -27,6 +28,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
+import fitted  # noqa: E402
 import forge  # noqa: E402
 import rows  # noqa: E402
 import sources  # noqa: E402
@@ -74,9 +76,9 @@ class _Planned:
 
     spec: TensorSpec
     data: bytes
-    plan: str
+    plan: str | Plan
     frame_words: int
-    shared: Callable[[rows.Array], Shared] | None = None
+    shared: Callable[[rows.Array], Shared | None] | None = None
 
 
 def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
@@ -92,7 +94,7 @@ def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
     writer.ordinary([source[:n_header]] if n_header else [], [frames.digest_of(source[:n_header])] if n_header else [])
     for p in planned:
         words = frames.as_words(frames.as_bytes(p.data), p.spec.dtype.word)
-        plan = parse_plan(p.plan)
+        plan = parse_plan(p.plan) if isinstance(p.plan, str) else p.plan
         pieces = [words[at : at + p.frame_words] for at in range(0, words.size, p.frame_words)]
         writer.coded(p.frame_words, 1, [_group(p, i, x, plan) for i, x in enumerate(pieces)])
     return writer.prefix(len(source), "safetensors" if known else "bytes", 0, None) + out.getvalue(), source
@@ -100,13 +102,12 @@ def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
 
 def _group(planned: _Planned, number: int, x: rows.Array, plan: Plan) -> container.EncodedGroup:
     """A group of one frame, with what it shares."""
-    if planned.shared is None:
-        context = FrameContext(planned.spec, number * planned.frame_words, x.size)
-        return container.EncodedGroup((frames.encode(x, plan, context, number),))
-    shared = planned.shared(x)
+    shared = planned.shared(x) if planned.shared else None
+    frame = frames.encode(x, plan, FrameContext(planned.spec, 0, x.size, shared, number * planned.frame_words), number)
+    if shared is None:
+        return container.EncodedGroup((frame,))
     own = FrameContext(TensorSpec("shared", U8, (len(shared.data),)), 0, len(shared.data))
     part = frames.encode(frames.as_bytes(shared.data), parse_plan("zstd"), own, container.SHARED_NUMBER + number)
-    frame = frames.encode(x, plan, FrameContext(planned.spec, 0, x.size, shared), number)
     return container.EncodedGroup((frame,), part, len(shared.data))
 
 
@@ -137,6 +138,8 @@ def _words_for(row: rows.StageRow, plan: str, width: int) -> rows.Array:
 def _stage_files() -> Iterator[Good]:
     """A stage's plans, the first in each width that the stage takes, the others in one; each tensor in two frames and a rest."""
     for row in rows.STAGE_ROWS:
+        if row.base:  # such a file is nothing without another one; tests/test_delta_compatibility.py has both
+            continue
         planned: list[_Planned] = []
         for number, plan in enumerate(row.plans):
             dtypes = [DTYPE_BY_NAME[name] for name in row.dtypes]
@@ -149,7 +152,7 @@ def _stage_files() -> Iterator[Good]:
                 planned.append(_Planned(TensorSpec(f"{number} {dtype.name}", dtype, shape), words.tobytes(), plan, max(frame_words, record), row.shared))
         for part, some in enumerate([planned[i : i + 4] for i in range(0, len(planned), 4)]):
             data, source = _container(some)
-            yield Good(f"good-stage-{row.name}-{part}", data, source, f"the stage {row.name}, in {', '.join(sorted({p.plan for p in some}))}")
+            yield Good(f"good-stage-{row.name}-{part}", data, source, f"the stage {row.name}, in {', '.join(sorted({str(p.plan) for p in some}))}")
 
 
 def _rans_files() -> Iterator[Good]:
@@ -162,6 +165,17 @@ def _rans_files() -> Iterator[Good]:
                 [_Planned(spec, np.where(words[:n] == 2, words[:n], np.arange(n) % 997 == 0).astype(np.uint8).tobytes(), "rans{table_bits=8}", n)]
             )
         yield Good(f"good-rans-{1 << lanes_log2}-lanes-{groups}-groups-{n}", data, source, f"rans with {1 << lanes_log2} lanes and {groups} groups")
+
+
+def _fitted_files() -> Iterator[Good]:
+    """The stages that fits use, whose plans no recipe writes; their parts are rans where that pays."""
+    for file in fitted.files():
+        planned = []
+        for each in file.tensors:
+            plan = Plan(each.stage, {part: parse_plan("rans") for part in each.stage.parts})
+            planned.append(_Planned(each.spec, each.words.tobytes(), plan, each.frame_words, lambda _, shared=each.shared: shared))
+        data, source = _container(planned)
+        yield Good(f"good-{file.name}", data, source, file.what)
 
 
 def _compressed(source: bytes, name: str, files: dict[str, bytes] | None = None, **settings: Any) -> bytes:
@@ -230,6 +244,7 @@ def _format_files() -> Iterator[Good]:
 def good_files() -> Iterator[Good]:
     yield from _stage_files()
     yield from _rans_files()
+    yield from _fitted_files()
     yield from _dtype_files()
     yield from _kind_files()
     yield from _format_files()
@@ -238,14 +253,27 @@ def good_files() -> Iterator[Good]:
 # ---- bad files -----------------------------------------------------------------------------------------------------------------------
 
 RAW, CONSTANT, ZSTD, RANS, SPLIT, PLANES, PALETTE, SPARSE, WIDEN, FIELDS = range(10)
+GRID, CODEBOOK, LOWRANK = 11, 13, 14
 _RAW = forge.node(RAW)
 
 
 def _one(tree: bytes, payload: bytes = b"", *, n: int = 64, dtype: int = 1, decoded: bytes = b"") -> bytes:
     """A container with one tensor of one frame, whose digests are those of `decoded`."""
     spec = replace(forge.coded("x", (n,), dtype, [(tree, payload, decoded)], n), gap=0)
-    width = {1: 1, 19: 2, 34: 4, 50: 8}[dtype]
-    return forge.container([forge.skeleton(b""), spec], source_size=n * width)
+    return forge.container([forge.skeleton(b""), spec], source_size=n * _WIDTHS[dtype])
+
+
+_U32, _BF16, _F32 = 33, 19, 34
+_WIDTHS = {1: 1, _BF16: 2, _U32: 4, _F32: 4, 50: 8}
+
+
+def _sharing(shared: bytes, tree: bytes, payload: bytes, *, n: int, dtype: int) -> bytes:
+    """A container with one tensor of one frame, all of whose bits are zero, and its shared part."""
+    decoded = bytes(n * _WIDTHS[dtype])
+    pieces = [forge.frame(_RAW, shared, decoded=shared, number=container.SHARED_NUMBER), forge.frame(tree, payload, decoded=decoded)]
+    row = b"".join(map(varint, (n, 1, len(shared), *map(len, pieces))))
+    entry = forge.coded("x", (n,), dtype, [(tree, payload, decoded)], n)
+    return forge.container([forge.skeleton(b""), replace(entry, kind=forge.CODED_SHARED, frames=pieces, row=row)], source_size=len(decoded), version="0.3")
 
 
 def zstd_raw(content: bytes, *, claims: int | None = None, window: int | None = None) -> bytes:
@@ -344,6 +372,104 @@ def _bad_rans() -> Iterator[Bad]:
     yield Bad("bad-rans-width", _one(wide, states, dtype=34, n=16, decoded=bytes(64)), corrupt, "rans of words of four bytes")
 
 
+def _bad_grids() -> Iterator[Bad]:
+    """Grids of sixteen zeros, but for one rule."""
+    corrupt = "CorruptFile"
+
+    def head(flags: int = 0, state: int = 0, step: float = 1.0, rest: bytes = b"\0") -> bytes:
+        return bytes([flags, state]) + struct.pack("<f", step) + rest
+
+    def grid(header: bytes, payload: bytes = bytes(16), *parts: bytes, dtype: int = _F32) -> bytes:
+        return _one(forge.node(GRID, header, *parts), payload, n=16, dtype=dtype, decoded=bytes(64))
+
+    places = struct.pack("<4I", 3, 3, 7, 7)
+    yield Bad("bad-grid-states", grid(head(1), bytes(16), _RAW), corrupt, "a trellis of two states")
+    yield Bad("bad-grid-first-state", grid(head(2, 4), bytes(16), _RAW), corrupt, "a first state that there is not")
+    yield Bad("bad-grid-flags", grid(head(0x50, rest=b"\0\0\0"), b""), corrupt, "context-coded indices of two bytes")
+    yield Bad("bad-grid-step", grid(head(step=float("nan")), bytes(16), _RAW), corrupt, "a step that is no number")
+    yield Bad("bad-grid-step-zero", grid(head(step=-0.0), bytes(16), _RAW), corrupt, "a step of zero")
+    yield Bad("bad-grid-mean", grid(head(0x10, rest=b"\xe1\0\0"), b""), corrupt, "a first mean that is too large")
+    yield Bad("bad-grid-index", grid(head(0x40), b"\xff\xff" + bytes(30), _RAW), corrupt, "an index of -32768")
+    yield Bad("bad-grid-left", grid(head(0x10, rest=b"\0\x40\0"), bytes(64)), corrupt, "coded indices with bytes that are never read")
+    yield Bad("bad-grid-exceptions", grid(head(rest=varint(17)), bytes(16 + 17 * 8), _RAW), corrupt, "more exceptions than words")
+    yield Bad("bad-grid-place", grid(head(rest=varint(1)), struct.pack("<2I", 16, 0) + bytes(16), _RAW), corrupt, "an exception past the last word")
+    yield Bad("bad-grid-places", grid(head(rest=varint(2)), places + bytes(16), _RAW), corrupt, "two exceptions in one place")
+    yield Bad("bad-grid-rows", grid(head(0x80, rest=b"\0\2"), b"\x80\x80" + bytes(16), _RAW), corrupt, "steps for two rows where there is one")
+    yield Bad("bad-grid-dtype", grid(head(), bytes(16), _RAW, dtype=_U32), corrupt, "a grid of integers")
+    yield Bad("bad-grid-no-rows", grid(head(0x80, rest=b"\0\0"), bytes(16), _RAW), corrupt, "steps of rows, of which there are none")
+    yield Bad("bad-grid-row-step", grid(head(0x80, step=3e38, rest=b"\0\1"), b"\xff" + bytes(16), _RAW), corrupt, "a row's step that is infinite")
+    inside = forge.node(SPARSE, varint(1), _RAW, forge.node(GRID, head(), _RAW))
+    payload = b"\1\0\1" + forge.check_of(b"\1\0\1")
+    yield Bad("bad-grid-inside", _one(inside, payload, n=16, dtype=_F32, decoded=bytes(64)), corrupt, "a grid of some of a frame's words")
+
+
+def _bad_codebooks() -> Iterator[Bad]:
+    """Codebooks of zero in frames of sixteen words, but for one rule."""
+    corrupt = "CorruptFile"
+
+    def book(header: bytes, payload: bytes, n_parts: int = 3) -> bytes:
+        return _one(forge.node(CODEBOOK, header, *[_RAW] * n_parts), payload, n=16, dtype=_BF16, decoded=bytes(32))
+
+    def sharing(shared: bytes) -> bytes:
+        return _sharing(shared, forge.node(CODEBOOK, b"\1\1\0", *[_RAW] * 3), bytes(16), n=16, dtype=_BF16)
+
+    one = b"\0\0"
+    yield Bad("bad-codebook-flags", book(b"\6\1\0" + one + b"\0\0", bytes(2), 2), corrupt, "context-coded indices of two bytes")
+    yield Bad("bad-codebook-flags-later", book(b"\x10\1\0" + one, bytes(18)), corrupt, "a flag that is not known")
+    yield Bad("bad-codebook-no-words", book(b"\0\0\0" + one, bytes(2)), corrupt, "vectors of no words")
+    yield Bad("bad-codebook-dimension", book(b"\0" + varint(1025) + b"\0" + one, bytes(2050 + 32)), corrupt, "vectors of more than 1024 words")
+    yield Bad("bad-codebook-lead", book(b"\0\4\4" + one, bytes(8 + 3 + 8)), corrupt, "a whole vector's words before the first vector")
+    yield Bad("bad-codebook-lists", book(b"\0\1\0\1\0\0", bytes(4 + 16)), corrupt, "two lists, and nothing that tells which is meant")
+    yield Bad("bad-codebook-large", book(b"\0\1\0\1" + varint(65535) + b"\0", bytes(16)), corrupt, "more than 65536 vectors")
+    yield Bad("bad-codebook-index", book(b"\0\1\0" + one, bytes(17) + b"\1"), corrupt, "an index past the end of the list")
+    yield Bad("bad-codebook-rows", book(b"\x08\1\0" + one + b"\2", bytes(2 + 2 + 16)), corrupt, "lists for two rows where there is one")
+    yield Bad("bad-codebook-group", book(b"\x08\1\0" + one + b"\1", bytes(2) + b"\1" + bytes(16)), corrupt, "a row with a list that there is not")
+    yield Bad("bad-codebook-modelled-vectors", book(b"\4\2\0" + one + b"\0\0", bytes(4), 2), corrupt, "context-coded indices of vectors of two words")
+    yield Bad("bad-codebook-mean", book(b"\4\1\0" + one + b"\xe1\0", bytes(2), 2), corrupt, "a first mean that is too large")
+    yield Bad("bad-codebook-left", book(b"\4\1\0" + one + b"\0\x40", bytes(2 + 64), 2), corrupt, "coded indices with bytes that are never read")
+    yield Bad("bad-codebook-not-shared", book(b"\1\1\0", bytes(16)), corrupt, "shared lists without a shared part")
+    yield Bad("bad-codebook-shared-dimension", sharing(b"\2" + one + b"\0" + bytes(4)), corrupt, "shared vectors of another number of words")
+    yield Bad("bad-codebook-shared-kind", sharing(b"\1" + one + b"\2" + bytes(2)), corrupt, "shared entries that are told in an unknown way")
+    yield Bad("bad-codebook-shared-palette", sharing(b"\1" + one + b"\1\0" + bytes(2) + b"\1"), corrupt, "a place past the palette's end")
+    yield Bad("bad-codebook-shared-left", sharing(b"\1" + one + b"\0" + bytes(3)), corrupt, "a byte after the shared lists")
+
+
+def _bad_lowranks() -> Iterator[Bad]:
+    """Products that are a row of sixteen zeros, but for one rule."""
+    corrupt = "CorruptFile"
+
+    def head(flags: int = 0, scale: float = 1.0, rows: int = 1, rank: int = 1, rest: bytes = b"\x10\0\0") -> bytes:
+        return bytes([flags]) + struct.pack("<f", scale) + varint(rows) + varint(rank) + rest
+
+    def product(header: bytes, payload: bytes = bytes(17), n_parts: int = 2, dtype: int = _F32, n: int = 16) -> bytes:
+        return _one(forge.node(LOWRANK, header, *[_RAW] * n_parts), payload, n=n, dtype=dtype, decoded=bytes(4 * n))
+
+    def sharing(shared: bytes, rank: int = 1) -> bytes:
+        return _sharing(shared, forge.node(LOWRANK, head(1, rank=rank, rest=b"\0"), _RAW, _RAW), bytes(rank), n=16, dtype=_F32)
+
+    yield Bad("bad-lowrank-flags", product(head(5, rest=b"\0"), bytes(1)), corrupt, "a shared matrix of wide words")
+    yield Bad("bad-lowrank-flags-later", product(head(16)), corrupt, "a flag that is not known")
+    yield Bad("bad-lowrank-scale", product(head(scale=float("inf"))), corrupt, "an infinite scale")
+    yield Bad("bad-lowrank-rows", product(head(rows=2), bytes(18)), corrupt, "two rows where there is one")
+    yield Bad("bad-lowrank-no-rank", product(head(rank=0, rest=b"\x10\0"), b""), corrupt, "a rank of zero")
+    yield Bad("bad-lowrank-rank", product(head(rank=17, rest=b"\x10" + bytes(18)), bytes(17 * 17)), corrupt, "a rank above the number of columns")
+    yield Bad("bad-lowrank-columns", product(head(rest=b"\x08\0\0"), bytes(9)), corrupt, "rows of another length than the tensor's")
+    yield Bad("bad-lowrank-shift", product(head(rest=b"\x10\x10\0")), corrupt, "a shift of 16")
+    yield Bad("bad-lowrank-mask", product(head(8, rest=b"\x0c\0\0"), bytes(13 + 1) + b"\x10", 3, n=12), corrupt, "a bit past the end of the mask")
+    yield Bad("bad-lowrank-place", product(head(rest=b"\x10\0\1"), struct.pack("<2I", 16, 0) + bytes(17)), corrupt, "an exception past the last word")
+    yield Bad("bad-lowrank-dtype", product(head(), dtype=_U32), corrupt, "a product of integers")
+    # 256 products of 2^15, 2^15 and 2^15: 2^53.
+    words = forge.node(CONSTANT, b"\xff\xff")
+    large = forge.node(LOWRANK, head(6, rows=16, rank=256, rest=varint(256) + b"\x0f" * 256 + b"\0"), words, words)
+    entry = forge.coded("x", (16, 256), _F32, [(large, b"", bytes(4 * 4096))], 4096)
+    yield Bad("bad-lowrank-exact", forge.container([forge.skeleton(b""), entry], source_size=4 * 4096), corrupt, "sums that may not be exact in float64")
+    yield Bad("bad-lowrank-not-shared", product(head(1, rest=b"\0"), bytes(1)), corrupt, "a shared matrix without a shared part")
+    yield Bad("bad-lowrank-shared-rank", sharing(b"\1\x10\1\0" + bytes(16), rank=2), corrupt, "a shared matrix of another rank")
+    yield Bad("bad-lowrank-shared-columns", sharing(b"\1\x08\1\0" + bytes(8)), corrupt, "a shared matrix of other columns than the tensor's")
+    yield Bad("bad-lowrank-shared-width", sharing(b"\1\x10\3\0" + bytes(48)), corrupt, "a shared matrix of words of three bytes")
+    yield Bad("bad-lowrank-shared-left", sharing(b"\1\x10\1\0" + bytes(17)), corrupt, "a byte after the shared matrix")
+
+
 def _bad_containers() -> Iterator[Bad]:
     """Containers whose envelope or directory breaks a rule."""
     corrupt = "CorruptFile"
@@ -427,7 +553,7 @@ def _bad_headers(good: bytes, opening: int) -> Iterator[Bad]:
     def told(header: bytes) -> bytes:
         return forge.container(entries, source_size=64, header=header)
 
-    yield Bad("bad-json", told(text[:-1]), "UnsupportedFile", "a header that is no JSON")
+    yield Bad("bad-json", told(text[:-1]), "CorruptFile", "a header that is no JSON")
     yield Bad("bad-json-list", told(b"[" + text + b"]"), "UnsupportedFile", "a header that is no object")
     yield Bad("bad-json-twice", told(text[:-1] + b',"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "CorruptFile", "a name that stands twice")
     yield Bad("bad-json-hole", told(text[:-1] + b',"z":{"dtype":"U8","shape":[1],"data_offsets":[9999,10000]}}'), "CorruptFile", "a hole between two entries")
@@ -474,7 +600,7 @@ def _unsupported_files() -> Iterator[Bad]:
         later,
         "an unknown stage inside a known one",
     )
-    yield Bad("unsupported-flags", forge.container([none, plain], flags=2), later, "a flag of the directory that is not known")
+    yield Bad("unsupported-flags", forge.container([none, plain], flags=4), later, "a flag of the directory that is not known")
     yield Bad("unsupported-dtype", forge.container([none, replace(plain, dtype=63, told=("U8", [16]))]), later, "a dtype that is not known")
     yield Bad("unsupported-format", forge.container([none, plain], format_id=99), later, "a source format that is not known")
     yield Bad("unsupported-safetensors", sources.safetensors_bytes({"x": ("U8", (16,), bytes(16))}), later, "a safetensors file that is no container")
@@ -484,6 +610,9 @@ def _unsupported_files() -> Iterator[Bad]:
 def bad_files() -> Iterator[Bad]:
     yield from _bad_frames()
     yield from _bad_rans()
+    yield from _bad_grids()
+    yield from _bad_codebooks()
+    yield from _bad_lowranks()
     yield from _bad_containers()
     yield from _unsupported_files()
 

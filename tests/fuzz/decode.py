@@ -3,10 +3,10 @@
     NUMBA_BOUNDSCHECK=1 python tests/fuzz/decode.py --seconds 60
     python tests/fuzz/decode.py --replay FINDING
 
-Three targets: whole containers (restored, and each tensor loaded), single frames (with what their groups share), and source files (identified). Seeds are the
-good files of tests/files and what they restore to. Inputs that make the code go a way that none went before are kept and mutated further; ways are told apart
-by error and lines, or by atheris's coverage where that is installed (not with --no-atheris). Some frames are grown from random trees instead, and must decode
-to what they were made of.
+Three targets: whole containers (restored, and each tensor loaded), single frames (with what their groups share, and where they lie in their tensor), and source
+files (identified). Seeds are the good files of tests/files and what they restore to, and frames of deltas. Inputs that make the code go a way that none went
+before are kept and mutated further; ways are told apart by error and lines, or by atheris's coverage where that is installed (not with --no-atheris). Some
+frames are grown from random trees instead, and must decode to what they were made of.
 
 Anything but a ModelCodecError is a finding, and so are an input that takes more than a second or 512 MB, a crash and a hang. Inputs lie against the end of
 their memory and so does what frames are decoded to: a kernel that reads or writes past it crashes. Findings are saved, and the exit code is 1.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import math
 import mmap
 import os
 import random
@@ -30,11 +31,16 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from struct import Struct
+from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import numpy as np  # noqa: E402
+
+if TYPE_CHECKING:
+    from modelcodec.stage import FrameContext
+    from modelcodec.types import TensorSpec
 
 CONTAINER, FRAME, SOURCE = 0, 1, 2
 TARGETS = ("container", "frame", "source")
@@ -50,7 +56,8 @@ HUGE = tuple(
 
 @dataclass(frozen=True)
 class Input:
-    """What is decoded: for a frame also its width, its number of words, its first word, and the bytes that its group shares."""
+    """What is decoded: for a frame also its width, its number of words, its first word in its group, the bytes that this shares, the tensor's dtype and shape,
+    its first word in that, and the bytes of its base (repeated as often as needed)."""
 
     target: int
     data: bytes
@@ -58,20 +65,27 @@ class Input:
     n: int = 0
     first: int = 0
     shared: bytes = b""
+    dtype: int = 1
+    shape: tuple[int, ...] = ()
+    at: int = 0
+    base: bytes = b""
 
-    _head = Struct("<BBIII")
+    _head = Struct("<BBIIIB4III")
 
     def pack(self) -> bytes:
-        return self._head.pack(self.target, self.width, self.n, self.first, len(self.shared)) + self.shared + self.data
+        sizes = (*self.shape, 0, 0, 0, 0)[:4]
+        head = self._head.pack(self.target, self.width, self.n, self.first, len(self.shared), self.dtype, *sizes, self.at, len(self.base))
+        return head + self.shared + self.base + self.data
 
     @classmethod
     def unpack(cls, data: bytes) -> Input:
         data = data.ljust(cls._head.size, b"\0")
-        target, width, n, first, n_shared = cls._head.unpack_from(data)
-        at = cls._head.size
+        target, width, n, first, n_shared, dtype, *sizes, at, n_base = cls._head.unpack_from(data)
         widths = (1, 2, 4, 8)
         width = width if width in widths else widths[width % 4]
-        return cls(target % 3, data[at + n_shared :], width, (n - 1) % ((1 << 20) // width) + 1, first % (1 << 20), data[at : at + n_shared])
+        shared, data = data[cls._head.size :][:n_shared], data[cls._head.size + n_shared :]
+        n, first, shape = (n - 1) % ((1 << 20) // width) + 1, first % (1 << 20), tuple(size for size in sizes if size)
+        return cls(target % 3, data[n_base:], width, n, first, shared, dtype, shape, at, data[:n_base])
 
 
 # ---- what is fuzzed --------------------------------------------------------------------------------------------------------------------
@@ -104,13 +118,13 @@ class Targets:
         from modelcodec.stage import FrameContext, Shared
         from modelcodec.stages import zstd
         from modelcodec.tensor_file import TensorFile
-        from modelcodec.types import U8, TensorSpec
+        from modelcodec.types import DTYPE_BY_ID, DTYPE_BY_NAME, TensorSpec
 
         frames.CHECK_DIGESTS = zstd.CHECK_PAYLOAD = False
         self.error = errors.ModelCodecError
         self.frames, self.container, self.restore, self.formats = frames, container, restore, formats
-        self.context, self.shared, self.tensor_file = FrameContext, Shared, TensorFile
-        self.spec = TensorSpec("x", U8, (1,))
+        self.context, self.shared, self.tensor_file, self.spec = FrameContext, Shared, TensorFile, TensorSpec
+        self.dtypes, self.usual = DTYPE_BY_ID, {1: DTYPE_BY_NAME["U8"], 2: DTYPE_BY_NAME["BF16"], 4: DTYPE_BY_NAME["F32"], 8: DTYPE_BY_NAME["F64"]}
         self.source, self.out = Guarded(MOST_BYTES * 4), Guarded(1 << 20)
 
     def run(self, case: Input) -> str:
@@ -136,9 +150,20 @@ class Targets:
 
     def _frame(self, case: Input, data: memoryview) -> str:
         out = self.out.last(case.n * case.width).view(f"<u{case.width}")
-        context = self.context(self.spec, case.first, case.n, self.shared(case.shared)) if case.shared else None
+        base = np.frombuffer(case.base * (out.nbytes // len(case.base) + 1), out.dtype, case.n) if case.base else None
+        spec, at = self._tensor(case)
+        context = self.context(spec, case.first, case.n, self.shared(case.shared) if case.shared else None, at, base)
         self.frames.decode(data, 0, out, "fuzz", context)
         return "decoded " + str(self.frames.read_head(data, 0, case.width, case.n, "fuzz").root)
+
+    def _tensor(self, case: Input) -> tuple[TensorSpec, int]:
+        """The tensor of a frame, and where it lies in that: one in which it does."""
+        dtype = self.dtypes.get(case.dtype)
+        if dtype is not None and dtype.word == case.width and dtype.elements == 1 and 0 < math.prod(case.shape) < 1 << 50:
+            spec = self.spec("x", dtype, case.shape)
+            if case.at + case.n <= spec.n_words:
+                return spec, case.at
+        return self.spec("x", self.usual[case.width], (case.n,)), 0
 
     def _source(self, case: Input, data: memoryview) -> str:
         found = self.formats.identify(data, None)
@@ -159,7 +184,7 @@ def _way_of(error: BaseException | None) -> str:
 
 
 def seeds() -> list[Input]:
-    """The good files, each of their frames, and the source files of each format that they restore to."""
+    """The good files, each of their frames, and the source files of each format that they restore to; frames of deltas, which no file holds without a base."""
     from fixtures import GOOD, content, restored
 
     from modelcodec.formats import container
@@ -172,12 +197,33 @@ def seeds() -> list[Input]:
         for entry in archive.entries:
             for number in range(entry.n_frames) if entry.coded else ():
                 start, end = entry.span(number)
-                context = archive._context(entry, number)
-                shared = context.shared.data if context and context.shared else b""
-                found.append(Input(FRAME, data[start:end], entry.spec.dtype.word, entry.words_of(number), context.first if context else 0, shared))
+                found.append(_frame_of(data[start:end], archive.context(entry, number)))
         if name.startswith(("good-format", "good-kinds", "good-nested")):
             found.append(Input(SOURCE, restored(data)))
-    return [case for case in found if len(case.data) <= MOST_BYTES]
+    return [case for case in [*found, *_deltas()] if len(case.data) <= MOST_BYTES]
+
+
+def _frame_of(data: bytes, context: FrameContext) -> Input:
+    spec, shared, base = context.spec, context.shared.data if context.shared else b"", b"" if context.base is None else context.base.tobytes()
+    shape = (*spec.shape[:3], math.prod(spec.shape[3:])) if len(spec.shape) > 4 else spec.shape
+    return Input(FRAME, data, spec.dtype.word, context.n, context.first, shared, spec.dtype.id, shape, context.at, base)
+
+
+def _deltas() -> list[Input]:
+    import rows
+
+    from modelcodec import frame as frames
+    from modelcodec.recipe import parse_plan
+    from modelcodec.stage import FrameContext
+    from modelcodec.types import DTYPE_BY_NAME, TensorSpec
+
+    found = []
+    for row in rows.STAGE_ROWS:
+        for dtype in row.dtypes if row.base and row.shared else ():
+            x = rows.gaussian(300, dtype)
+            context = FrameContext(TensorSpec("x", DTYPE_BY_NAME[dtype], (30, 10)), 0, x.size, row.shared(x), 0, row.base(x))
+            found.append(_frame_of(frames.encode(x, parse_plan(row.plans[0]), context, 0).data, context))
+    return found
 
 
 class Grower:
@@ -245,6 +291,8 @@ def mutated(case: Input, draw: random.Random, corpus: list[Input]) -> Input:
         changed = replace(changed, width=draw.choice((1, 2, 4, 8)), n=min(case.n, 1 << 17))
     if case.target == FRAME and shared and draw.randrange(12) == 0:
         changed = replace(changed, first=draw.choice((0, 1, case.n, 1 << 19)))
+    if case.target == FRAME and draw.randrange(12) == 0:
+        changed = replace(changed, at=draw.choice((0, 1, case.n, case.at + 1)), shape=draw.choice(((1 << 20,), (9, 1 << 20), (1 << 20, 3, 3), (5, 7, 8, 8))))
     return changed
 
 

@@ -1,0 +1,212 @@
+"""Bits a weight at equal error: stage `grid` in real frames, headers and all, beside NNCodec's bitstream, ggml's types and int-n plus xz."""
+
+from __future__ import annotations
+
+import lzma
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.corpus import data_folder
+from benchmarks.lossless import replace_block
+from modelcodec import formats, frame
+from modelcodec.fit.trellis import Quantizer
+from modelcodec.fitted import Weights
+from modelcodec.formats.container import full_frame_words
+from modelcodec.stage import FrameContext, Plan
+
+NETS = ("resnet20-12fca82f.th", "resnet32-d509ac18.th", "stories15M_f32.safetensors")
+ERRORS = (0.0002, 0.0006, 0.0013, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06)
+STATES = (8, 32, 256)
+DECODINGS = 3
+LARGE = 4 << 20
+"""A net with more weights is measured with fewer points."""
+QPS = range(-38, -14)
+GGML = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+
+Tensors = Mapping[str, Weights]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Squared error over the squares of the weights, and bits a weight."""
+
+    error: float
+    bits: float
+
+
+def weights_of(path: Path) -> Tensors:
+    """The float32 matrices and kernels of a checkpoint."""
+    data = path.read_bytes()
+    checkpoint = formats.identify(memoryview(data), path)
+    places = [(view.spec, checkpoint.extents[view.extent].offset + 4 * view.first) for view in checkpoint.views]
+    places += [] if places else [(extent.spec, extent.offset) for extent in checkpoint.extents]
+    tensors = [(spec, start) for spec, start in places if len(spec.shape) > 1 and spec.dtype.name == "F32"]
+    return {spec.name: Weights(spec, np.frombuffer(data, np.uint32, spec.n_words, start)) for spec, start in tensors}
+
+
+def total(tensors: Tensors) -> tuple[int, float]:
+    """Number of weights, and the sum of their squares."""
+    values = [weights.values().astype(np.float64) for weights in tensors.values()]
+    return sum(x.size for x in values), sum(float(x @ x) for x in values)
+
+
+def frames_bytes(weights: Weights, words: np.ndarray, plan: Plan) -> tuple[int, float]:
+    """Bytes of all frames of a tensor, each decoded again and compared, and seconds that decoding took at its best."""
+    n_bytes, seconds, step = 0, 0.0, full_frame_words(weights.spec.dtype, weights.spec.row_words)
+    for number, at in enumerate(range(0, words.size, step)):
+        x = words[at : at + step]
+        context = FrameContext(weights.spec, at, x.size, None, at)
+        data, out = frame.encode(x, plan, context, number).data, np.empty_like(x)
+        times = []
+        for _ in range(DECODINGS):
+            start = time.perf_counter()
+            frame.decode(memoryview(data), number, out, weights.spec.name, context)
+            times.append(time.perf_counter() - start)
+        seconds += min(times)
+        if not np.array_equal(out, x):
+            raise AssertionError(f"{weights.spec.name}: frame {number} did not come back")
+        n_bytes += len(data)
+    return n_bytes, seconds
+
+
+def ours(tensors: Tensors, quantizer: Quantizer, steps: Sequence[float]) -> tuple[list[Point], float]:
+    """A point for each step, and megabytes of weights that are decoded a second, at the middle step."""
+    n, squares = total(tensors)
+    points, speeds = [], []
+    for step in steps:
+        n_bytes, seconds, error = 0, 0.0, 0.0
+        for weights in tensors.values():
+            quantized = quantizer.quantize(weights, step)
+            size, spent = frames_bytes(weights, quantized.words, quantized.plan())
+            n_bytes, seconds = n_bytes + size, seconds + spent
+            values = weights.values().astype(np.float64)
+            error += weights.loss(quantized.words).relative_mse * float(values @ values)
+        points.append(Point(error / squares, 8 * n_bytes / n))
+        speeds.append(4 * n / seconds / 1e6)
+    return points, speeds[len(speeds) // 2]
+
+
+def nncodec(tensors: Tensors, lambda_scale: float) -> list[Point]:
+    """NNCodec's own quantizer and coder, trellis and parameter search on, one quantization parameter for all; payloads alone, without its headers."""
+    from nncodec.extensions import deepCABAC
+
+    n, squares = total(tensors)
+    off, unary = deepCABAC.HdspMode.AlwaysOff, 10
+    points = []
+    for qp in QPS:
+        n_bytes, error = 0, 0.0
+        for weights in tensors.values():
+            x = np.ascontiguousarray(weights.values().reshape(weights.spec.shape[0], -1))
+            indices, y = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)
+            rows, none = np.zeros(x.shape[0], np.int32), np.zeros(2, np.int8)
+            encoder = deepCABAC.Encoder()
+            encoder.initCtxModels(unary, 0)
+            encoder.quantLayer(x, indices, 1, 2, qp, lambda_scale, unary, 0, 1)
+            encoder = deepCABAC.Encoder()
+            encoder.initCtxModels(unary, 1)
+            encoder.encodeLayer(indices, 1, 0, 1, 0, 0, rows, off, none, 0, 0)
+            stream = encoder.finish()
+            decoder = deepCABAC.Decoder()
+            decoder.setStream(stream)
+            decoder.initCtxModels(unary)
+            decoder.decodeLayer(indices, 1, 0, 1, 0, off, none, 0, 0)
+            decoder.dequantLayer(y, indices, 2, qp, 0)
+            n_bytes += len(stream)
+            error += float(((x.astype(np.float64) - y) ** 2).sum())
+        points.append(Point(error / squares, 8 * n_bytes / n))
+    return points
+
+
+def ggml(tensors: Tensors) -> dict[str, Point]:
+    """The types that the gguf package quantizes to, over each tensor's weights in their order."""
+    import gguf
+
+    n, squares = total(tensors)
+    points = {}
+    for name in GGML:
+        kind = gguf.GGMLQuantizationType[name]
+        block = gguf.GGML_QUANT_SIZES[kind][0]
+        n_bytes, error = 0, 0.0
+        for weights in tensors.values():
+            x = weights.values()
+            padded = np.pad(x, (0, -x.size % block))
+            data = gguf.quants.quantize(padded, kind)
+            n_bytes += data.nbytes
+            error += float(((gguf.quants.dequantize(data, kind)[: x.size].astype(np.float64) - x) ** 2).sum())
+        points[name] = Point(error / squares, 8 * n_bytes / n)
+    return points
+
+
+def int_n_xz(tensors: Tensors) -> dict[str, Point]:
+    """Round to n bits with a float32 scale a row, then xz -9e a tensor."""
+    n, squares = total(tensors)
+    points = {}
+    for bits in (8, 6, 5, 4):
+        n_bytes, error, most = 0, 0.0, 2 ** (bits - 1) - 1
+        for weights in tensors.values():
+            x = weights.values().reshape(weights.spec.shape[0], -1)
+            scale = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-30)) / most
+            q = np.rint(x / scale).astype(np.int8)
+            n_bytes += len(lzma.compress(q.tobytes(), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}])) + scale.nbytes
+            error += float(((x.astype(np.float64) - q * scale) ** 2).sum())
+        points[f"int{bits} + xz"] = Point(error / squares, 8 * n_bytes / n)
+    return points
+
+
+def at(points: Sequence[Point], error: float) -> float | None:
+    """Bits at an error, between the measured points along a line in log error; None outside of them."""
+    ordered = sorted(points, key=lambda point: point.error)
+    if not ordered[0].error <= error <= ordered[-1].error:
+        return None
+    return float(np.interp(np.log(error), [np.log(point.error) for point in ordered], [point.bits for point in ordered]))
+
+
+def tables(name: str, tensors: Tensors, quick: bool) -> Iterator[str]:
+    """Two tables of one net: bits at given errors, and what others' types take beside us at their error."""
+    n, _ = total(tensors)
+    values = np.concatenate([weights.values() for weights in tensors.values()])
+    spread = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+    steps = [spread * ratio for ratio in np.geomspace(0.009, 0.7, 6 if quick or n > LARGE else 24)]
+    states = STATES[:1] if quick or n > LARGE else STATES
+    curves, speed = {}, 0.0
+    for count in states:
+        curves[f"grid, {count} states"], speed = ours(tensors, Quantizer(states=count), steps)
+    curves["grid, 8 states, fast"], fast = ours(tensors, Quantizer(modelled=False), steps)
+    best = curves[f"grid, {states[-1]} states"]
+    try:
+        if not quick and n <= LARGE:
+            curves["NNCodec"] = nncodec(tensors, 0.0)
+            curves["NNCodec, lambda_scale 1"] = nncodec(tensors, 1.0)
+    except ImportError:
+        print("nncodec is not installed (pip install --no-deps nncodec==2.1.3): left out.", file=sys.stderr)
+    yield f"**{name}**, {n:,} weights; decoded at {speed:.0f} MB/s, fast {fast:.0f} MB/s of float32 on one core.\n"
+    yield "| bits a weight at relative squared error | " + " | ".join(f"{error:g}" for error in ERRORS) + " |"
+    yield "|---|" + "---|" * len(ERRORS)
+    for label, points in curves.items():
+        found = [at(points, error) for error in ERRORS]
+        yield f"| {label} | " + " | ".join("-" if bits is None else f"{bits:.3f}" for bits in found) + " |"
+    yield f"\n| type | error | its bits | grid, {states[-1]} states | saved |\n|---|---|---|---|---|"
+    for label, point in {**ggml(tensors), **int_n_xz(tensors)}.items():
+        bits = at(best, point.error)
+        cells = ("-", "-") if bits is None else (f"{bits:.3f}", f"{100 - 100 * bits / point.bits:.1f} %")
+        yield f"| {label} | {point.error:.2g} | {point.bits:.3f} | {cells[0]} | {cells[1]} |"
+    yield ""
+
+
+def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
+    """Print the tables; write them to docs/benchmarks.md unless `quick`. Returns 0, or 1 where there is nothing to measure."""
+    folder = data_folder(root, data)
+    names = [name for name in NETS if (not only or any(part in name for part in only)) and folder is not None and (folder / name).exists()]
+    if folder is None or not names:
+        print("No net to measure is there (--data, $MODELCODEC_DATA or ../shared/data).", file=sys.stderr)
+        return 1
+    block = "\n".join(line for name in names for line in tables(name, weights_of(folder / name), quick))
+    print(block)
+    if not quick:
+        replace_block(root / "docs" / "benchmarks.md", block, "lossy")
+    return 0

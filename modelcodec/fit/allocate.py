@@ -1,0 +1,238 @@
+"""The step that meets a promise: bits a weight, bytes, a signal-to-noise ratio, a bound on every error. Data-free.
+
+For the squared error of all weights together one step for all tensors and rows is optimal at every rate (reverse water-filling: tensors that vary less than the
+error come out as zeros by themselves); `importance` of a tensor scales its squared error, and so its step by one over the root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from modelcodec import frame
+from modelcodec.errors import BadRecipe
+from modelcodec.fit.trellis import DEFAULT, Floats, Quantized, Quantizer
+from modelcodec.fitted import DTYPES, Fitted, FittedTensor, Weights, values_of
+from modelcodec.formats.container import full_frame_words
+from modelcodec.pool import ordered, thread_count
+from modelcodec.stage import FrameContext
+
+_TRIALS = 14
+_SAMPLED = 1 << 21
+"""Weights on which a step is sought, where there are many more."""
+_REPAIRS = 8
+"""How often a step is changed until all weights hold what the sample did."""
+_NEAR = 0.002
+"""A promise is met when what is measured stays below it by less than this share."""
+_MOST_EXCEPTIONS = 16
+"""A tensor with more exceptions than one in so many weights is smaller without loss."""
+
+_LEAST_STEP = 2.0**-110
+"""Smaller steps leave no float32 for 1/256 of them."""
+
+Tensors = Mapping[str, Weights]
+
+
+def coded_bytes(weights: Weights, quantized: Quantized) -> int:
+    """Bytes of the tensor's frames, heads and digests included."""
+    step, words, plan = full_frame_words(weights.spec.dtype, weights.spec.row_words), quantized.words, quantized.plan()
+    n_bytes = 0
+    for number, at in enumerate(range(0, words.size, step)):
+        x = words[at : at + step]
+        n_bytes += len(frame.encode(x, plan, FrameContext(weights.spec, at, x.size, None, at), number).data)
+    return n_bytes
+
+
+def _lossy(tensors: Tensors) -> Tensors:
+    found = {name: weights for name, weights in tensors.items() if weights.spec.dtype.name in DTYPES and weights.words.size}
+    if not found:
+        raise BadRecipe("there are no float32, bfloat16 or float16 tensors that could lose anything")
+    return found
+
+
+def _squares(weights: Weights) -> float:
+    values = weights.values().astype(np.float64)
+    return float(np.square(values[np.isfinite(values)]).sum())
+
+
+def sampled(tensors: Tensors) -> Tensors:
+    """Rows from the middle of each tensor, together about _SAMPLED weights; all of them where they are not many more."""
+    share = _SAMPLED / sum(weights.words.size for weights in tensors.values())
+    if 2 * share >= 1:
+        return tensors
+    found = {}
+    for name, weights in tensors.items():
+        spec = weights.spec
+        n_rows = spec.n_words // spec.row_words
+        n = min(max(math.ceil(n_rows * share), 1), n_rows)
+        first = (n_rows - n) // 2
+        shape = (n, *spec.shape[1:]) if len(spec.shape) > 1 else (n * spec.row_words,)
+        found[name] = Weights(replace(spec, shape=shape), weights.words[first * spec.row_words : (first + n) * spec.row_words])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """All tensors on grids of one step."""
+
+    tensors: Tensors
+    quantized: Mapping[str, Quantized]
+
+    @classmethod
+    def of(cls, tensors: Tensors, step: float, quantizer: Quantizer, importance: Mapping[str, float]) -> _Trial:
+        def quantized(name: str) -> Quantized:
+            return quantizer.quantize(tensors[name], step / math.sqrt(importance.get(name, 1.0)))
+
+        return cls(tensors, dict(zip(tensors, ordered(quantized, tensors, min(thread_count(None), len(tensors))), strict=True)))
+
+    def n_bytes(self) -> int:
+        return sum(coded_bytes(self.tensors[name], quantized) for name, quantized in self.quantized.items())
+
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes() / sum(weights.words.size for weights in self.tensors.values())
+
+    def relative_mse(self, importance: Mapping[str, float]) -> float:
+        """Squared error over squares of the weights, both as important as they are."""
+        error = squares = 0.0
+        for name, quantized in self.quantized.items():
+            of_tensor = importance.get(name, 1.0) * _squares(self.tensors[name])
+            error += self.tensors[name].loss(quantized.words).relative_mse * of_tensor
+            squares += of_tensor
+        return error / squares if squares else 0.0
+
+    def fitted(self) -> Fitted:
+        return Fitted({name: self.tensors[name].fitted(quantized.words, quantized.plan()) for name, quantized in self.quantized.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Looks for the largest step, or the smallest, at which a measure is at most `most`; the measure rises, or falls, with the step."""
+
+    measure: Callable[[_Trial], float]
+    most: float
+    rising: bool
+    quantizer: Quantizer
+    importance: Mapping[str, float]
+
+    def best(self, tensors: Tensors) -> _Trial:
+        """A trial whose measure is at most `most` and near it: sought on a sample where there are many weights, then held by all. Raises BadRecipe."""
+        few = sampled(tensors)
+        step, found = self._found(few)
+        if few is tensors:
+            return found
+        for _ in range(_REPAIRS):
+            trial = _Trial.of(tensors, step, self.quantizer, self.importance)
+            measured = self.measure(trial)
+            if measured <= self.most:
+                return trial
+            # An error goes with the square of the step, a bit with its logarithm.
+            step *= math.sqrt(self.most / measured) * (1 - _NEAR / 2) if self.rising else 2 ** (measured - self.most) * (1 + _NEAR / 2)
+        raise BadRecipe("the tensors cannot be made as small as that; ask for more bits, or let fewer tensors be exact")
+
+    def _found(self, tensors: Tensors) -> tuple[float, _Trial]:
+        n = sum(weights.words.size for weights in tensors.values())
+        squares = sum(_squares(weights) for weights in tensors.values())
+        step = math.sqrt(squares / n) / 4 if squares else 1.0
+        low, high = 0.0, math.inf
+        best: tuple[float, _Trial] | None = None
+        for _ in range(_TRIALS):
+            tried = _Trial.of(tensors, step, self.quantizer, self.importance)
+            measured = self.measure(tried)
+            if measured <= self.most:
+                best = step, tried
+                if measured >= self.most * (1 - _NEAR) or not squares:
+                    break
+            if (measured <= self.most) == self.rising:
+                low = step
+            else:
+                high = step
+            step = 4 * low if high == math.inf else high / 4 if low == 0.0 else math.sqrt(low * high)
+        if best is None:
+            raise BadRecipe("the tensors cannot be made as small as that; ask for more bits, or let fewer tensors be exact")
+        return best
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """At most so many bits a weight, frames with their heads and digests counted."""
+
+    bits: float
+    quantizer: Quantizer = DEFAULT
+    importance: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
+        return _Search(_Trial.bits_per_weight, self.bits, False, self.quantizer, self.importance).best(_lossy(tensors)).fitted()
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """At most so many bytes of frames, of the lossy tensors together."""
+
+    n_bytes: int
+    quantizer: Quantizer = DEFAULT
+    importance: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
+        n = sum(weights.words.size for weights in _lossy(tensors).values())
+        return Bits(8 * self.n_bytes / n, self.quantizer, self.importance)(tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Snr:
+    """At least so many decibels between the squares of the weights and those of their errors, over all lossy tensors."""
+
+    decibels: float
+    quantizer: Quantizer = DEFAULT
+    importance: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
+        most = 10 ** (-self.decibels / 10)
+        return _Search(lambda tried: tried.relative_mse(self.importance), most, True, self.quantizer, self.importance).best(_lossy(tensors)).fitted()
+
+
+@dataclass(frozen=True, slots=True)
+class MaxError:
+    """No weight, as its dtype holds it, is further off than `bound`, or than `bound` times its row's largest magnitude; what cannot be so near stays exact."""
+
+    bound: float
+    relative: bool = False
+    modelled: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bound < math.inf:
+            raise BadRecipe(f"max_error: a bound of {self.bound} is not possible; it is a positive number")
+
+    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
+        found = {name: self.fit(weights) for name, weights in _lossy(tensors).items()}
+        return Fitted({name: fitted for name, fitted in found.items() if fitted is not None})
+
+    def fit(self, weights: Weights) -> FittedTensor | None:
+        """None where the tensor is smaller without loss."""
+        values = weights.values().astype(np.float64)
+        bounds = self._bounds(values, weights.spec.row_words)
+        least = max(float(bounds[bounds > 0].min(initial=math.inf)), float(bounds.max(initial=0.0)) * 2.0**-31)
+        if not _LEAST_STEP < least < math.inf:
+            return None
+        rows = None
+        if self.relative:  # a row's bound, rounded down to an eighth of an octave
+            rows = np.floor(8 * np.log2(np.maximum(bounds / least, 1.0)) + 1e-9).astype(np.uint8)
+        quantizer = Quantizer(states=1, price=0.0, passes=0, modelled=self.modelled, trained=False)
+        quantized = quantizer.quantize(weights, least * (1 - 2**-10), rows=rows)
+        given = values_of(quantized.words, weights.spec.dtype.name).astype(np.float64)
+        of_weight = bounds if rows is None else np.repeat(bounds, weights.spec.row_words)
+        with np.errstate(invalid="ignore"):
+            held = np.abs(values - given) <= of_weight
+        if np.count_nonzero(~held) * _MOST_EXCEPTIONS > values.size:
+            return None
+        kept = replace(quantized, words=np.where(held, quantized.words, weights.words))
+        return weights.fitted(kept.words, kept.plan())
+
+    def _bounds(self, values: Floats, row_words: int) -> Floats:
+        """The bound of each row, zero where it has no finite magnitude; or the one bound of all."""
+        if not self.relative:
+            return np.full(1, self.bound)
+        finite = np.where(np.isfinite(values), np.abs(values), 0.0).reshape(-1, row_words)
+        return np.asarray(self.bound * finite.max(axis=1, initial=0.0))

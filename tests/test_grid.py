@@ -1,0 +1,247 @@
+"""Stage grid and its fits: what the fit gives comes back, whatever the tensor; damage is an error and never more; a bound asked for is held."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import grid_reference
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelcodec import frame
+from modelcodec.errors import BadRecipe, ModelCodecError
+from modelcodec.fit.allocate import Bits, MaxError, Size, Snr, coded_bytes
+from modelcodec.fit.trellis import Quantizer, Trellis
+from modelcodec.fitted import Weights, values_of
+from modelcodec.kernels import context_coder
+from modelcodec.kernels.context_coder import Geometry
+from modelcodec.kernels.logistic import EXP2, LOG2, LOGISTIC
+from modelcodec.kernels.trellis import CODES, MOST_INDEX
+from modelcodec.stage import FrameContext
+from modelcodec.stages import STAGES
+from modelcodec.stages.grid import Grid, first_mean_of
+from modelcodec.types import DTYPE_BY_NAME, TensorSpec
+
+NUMPY = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2")}
+
+
+def weights(values: np.ndarray, dtype: str = "F32") -> Weights:
+    with np.errstate(over="ignore", invalid="ignore"):
+        words = np.ascontiguousarray(values).astype(NUMPY[dtype]).reshape(-1).view(f"<u{NUMPY[dtype].itemsize}")
+    return Weights(TensorSpec("w", DTYPE_BY_NAME[dtype], values.shape), words)
+
+
+def kernels(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Smooth kernels with scales of their own in rows and columns."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(0, 0.05, shape) * np.exp(generator.normal(0, 0.5, (shape[0],) + (1,) * (len(shape) - 1)))
+    return x + generator.normal(0, 0.05, shape[:2] + (1,) * (len(shape) - 2))
+
+
+def assert_comes_back(tensor: Weights, quantizer: Quantizer, step: float, cuts: tuple[int, ...] = ()) -> None:
+    """All frames between the cuts decode to the words of the fit."""
+    fitted = Trellis(step, quantizer).fit(tensor)
+    edges = (0, *cuts, tensor.words.size)
+    for number, (at, end) in enumerate(pairwise(edges)):
+        x = fitted.words[at:end]
+        context = FrameContext(tensor.spec, at, x.size, None, at)
+        data = frame.encode(x, fitted.plan, context, number).data
+        out = np.empty_like(x)
+        frame.decode(memoryview(data), number, out, "w", context)
+        assert np.array_equal(out, x)
+
+
+def test_registered() -> None:
+    assert STAGES[Grid.id] == "grid:Grid"
+
+
+@pytest.mark.parametrize("dtype", NUMPY)
+@pytest.mark.parametrize("modelled", [True, False])
+@pytest.mark.parametrize("step", [0.001, 0.05])
+def test_comes_back(dtype: str, modelled: bool, step: float) -> None:
+    for states in (1, 8, 256):
+        assert_comes_back(weights(kernels((24, 10, 3, 3)), dtype), Quantizer(states=states, modelled=modelled), step)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 5000), (300, 3), (16, 4, 1, 1), (4, 3, 7, 7), (3, 2, 9, 9), (5, 4, 2, 2, 2), (0, 4), ()])
+def test_shapes(shape: tuple[int, ...]) -> None:
+    assert_comes_back(weights(np.random.default_rng(1).normal(0, 1, shape)), Quantizer(), 0.2)
+
+
+def test_frames_start_anywhere() -> None:
+    for modelled in (True, False):
+        assert_comes_back(weights(kernels((24, 10, 3, 3))), Quantizer(modelled=modelled), 0.02, (1, 90, 95, 1000, 2159))
+
+
+@pytest.mark.parametrize("modelled", [True, False])
+def test_rows_have_steps(modelled: bool) -> None:
+    tensor, rows = weights(kernels((24, 10, 3, 3)), "BF16"), (np.arange(24) * 7 % 50).astype(np.uint8)
+    quantized = Quantizer(modelled=modelled).quantize(tensor, 0.002, rows=rows)
+    error = np.abs(tensor.values() - values_of(quantized.words, "BF16")).reshape(24, -1).max(axis=1)
+    assert (error < 0.002 * 2 ** (rows / 8) * 3).all()
+    for at, end in ((0, 2160), (100, 101), (89, 1000)):
+        context, x = FrameContext(tensor.spec, at, end - at, None, at), quantized.words[at:end]
+        out = np.empty_like(x)
+        frame.decode(memoryview(frame.encode(x, quantized.plan(), context, 0).data), 0, out, "w", context)
+        assert np.array_equal(out, x)
+
+
+def test_what_no_place_stands_for_stays_exact() -> None:
+    values = kernels((12, 60)).astype(np.float32)
+    values[3, 7], values[4, 4], values[5, 5], values[0, 0], values[11, 59] = np.nan, np.inf, -np.inf, 1e30, -1e-40
+    tensor = weights(values)
+    tensor.words[200] = 0x7FC12345  # a NaN with a payload
+    fitted = Trellis(0.02).fit(tensor)
+    far = ~(np.abs(tensor.values()) < 1e6)
+    assert np.array_equal(fitted.words[far], tensor.words[far])
+    assert fitted.loss.max_error < 0.08
+    assert_comes_back(tensor, Quantizer(), 0.02)
+
+
+def test_kernels_are_predicted() -> None:
+    """Weights that follow from the others of their kernel take fewer bits than the same ones in another order."""
+    values = kernels((64, 32, 3, 3))
+    shuffled = np.random.default_rng(2).permuted(values.reshape(64, -1), axis=1).reshape(values.shape)
+    sizes = [coded_bytes(tensor, Quantizer().quantize(tensor, 0.02)) for tensor in (weights(values), weights(shuffled))]
+    assert sizes[0] < 0.93 * sizes[1]
+
+
+def test_near_the_bound_of_theory() -> None:
+    """Gaussian weights: bits over 0.5 log2(variance / error), of 0.255 that a scalar quantizer leaves."""
+    tensor = weights(np.random.default_rng(3).normal(0, 1, (256, 256)))
+    for states, most in ((8, 0.125), (256, 0.085)):
+        quantized = Quantizer(states=states).quantize(tensor, 0.35)
+        bits = 8 * coded_bytes(tensor, quantized) / tensor.words.size
+        assert bits + 0.5 * np.log2(tensor.loss(quantized.words).relative_mse) < most
+
+
+def test_arithmetic_is_fixed() -> None:
+    """Tables and bytes are those of every other machine: a change of these digests is a change of the format."""
+    tables = hashlib.sha256(b"".join(table.astype("<i8").tobytes() for table in (LOG2, EXP2, LOGISTIC))).hexdigest()
+    assert tables[:16] == "cdaa66e1b2644d6a"
+    raw = np.random.PCG64(5).random_raw(4096)
+    indices = ((raw >> np.uint64(7)) % np.uint64(9)).astype(np.int32) - np.int32(4)
+    indices[::97] *= 500
+    packed = context_coder.pack(indices, Geometry(0, 36, 9), 700, CODES[8], 3).data
+    assert packed is not None
+    assert hashlib.sha256(packed.tobytes()).hexdigest()[:16] == "e60117dc0c31889a"
+
+
+_PLACES = [((6, 5, 3, 3), 0, 270), ((6, 5, 3, 3), 31, 200), ((40, 30), 7, 900), ((2000,), 5, 300), ((3, 2, 4, 4, 4), 0, 384)]
+
+
+@pytest.mark.parametrize(("shape", "at", "n"), _PLACES)
+def test_the_document_is_enough(shape: tuple[int, ...], at: int, n: int) -> None:
+    scales = np.repeat([1, 3, 0.2, 30, 1], n // 5 + 1)[:n]
+    indices = np.rint(scales * np.random.default_rng(n).laplace(0, 4, n)).astype(np.int32)
+    number, mean = first_mean_of(indices)
+    packed = context_coder.pack(indices, Geometry.of(shape, at, n), mean, CODES[32], 9).data
+    assert packed is not None
+    assert grid_reference.decode(packed.tobytes(), n, shape, at, number, 9, 0o45, 0o10) == indices.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 9, 27, 64]), st.integers(1, 700), st.sampled_from([1, 3, 40, 3000, MOST_INDEX]), st.integers(0, 63))
+def test_any_indices_pack(seed: int, kernel: int, n: int, most: int, state: int) -> None:
+    generator = np.random.default_rng(seed)
+    indices = generator.integers(-most, most + 1, n).astype(np.int32)
+    geometry = Geometry.of((5, int(generator.integers(1, 30)), kernel), int(generator.integers(0, 300)), n)
+    packed = context_coder.pack(indices, geometry, 900, CODES[64], state).data
+    out = np.empty_like(indices)
+    if packed is not None:
+        assert context_coder.unpack(packed, geometry, 900, CODES[64], state, out)
+        assert np.array_equal(out, indices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from([1, 9, 64]), st.integers(1, 2000))
+def test_any_bytes_unpack_to_indices(data: bytes, kernel: int, n: int) -> None:
+    out = np.empty(n, np.int32)
+    context_coder.unpack(np.frombuffer(bytearray(data), np.uint8), Geometry.of((7, 11, kernel), 0, n), 1, CODES[256], 255, out)
+    assert np.abs(out).max() <= MOST_INDEX
+
+
+@pytest.mark.parametrize("modelled", [True, False])
+def test_damage_is_an_error_or_other_words(modelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "CHECK_DIGESTS", False)
+    tensor = weights(kernels((6, 8, 3, 3)))
+    tensor.words[[3, 77]] = 0x7F800000
+    fitted = Trellis(0.02, Quantizer(modelled=modelled)).fit(tensor)
+    context = FrameContext(tensor.spec, 0, tensor.words.size, None, 0)
+    data = bytes(frame.encode(fitted.words, fitted.plan, context, 0).data)
+    out = np.empty_like(tensor.words)
+    generator = np.random.default_rng(4)
+    for place in [*range(40), *generator.integers(40, len(data), 200), *range(len(data) - 20, len(data))]:
+        for byte in (0, 255, data[place] ^ 1 << int(generator.integers(8))):
+            damaged = data[:place] + bytes([byte]) + data[place + 1 :]
+            try:
+                frame.decode(memoryview(damaged), 0, out, "w", context)
+            except ModelCodecError:
+                continue
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=30), st.integers(0, 100))
+def test_any_header_is_an_error_or_a_layout(header: bytes, n: int) -> None:
+    try:
+        layout = Grid.layout(header, 4, n)
+    except ModelCodecError:
+        return
+    assert layout.n_payload >= 0
+
+
+_HOSTILE = st.sampled_from([0.0, -0.0, 1e30, -1e30, 1e-42, float("nan"), float("inf"), float("-inf"), 3.4e38, 1.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(sorted(NUMPY)), st.booleans(), st.sampled_from([1e-4, 1e-2, 0.3]), st.lists(_HOSTILE, max_size=6), st.booleans())
+def test_a_bound_is_held(seed: int, dtype: str, relative: bool, bound: float, hostile: list[float], modelled: bool) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.normal(0, 1, (6, 40)) * np.exp(generator.normal(0, 1, (6, 1)))
+    values.reshape(-1)[generator.integers(0, 240, len(hostile))] = hostile
+    tensor = weights(values, dtype)
+    fitted = MaxError(bound, relative, modelled)({"w": tensor}).tensors.get("w")
+    if fitted is None:
+        return
+    before, after = tensor.values().astype(np.float64), values_of(fitted.words, dtype).astype(np.float64)
+    finite = np.isfinite(before)
+    assert np.array_equal(fitted.words[~finite], tensor.words[~finite])
+    rows = np.where(finite, np.abs(before), 0).reshape(6, 40).max(axis=1)
+    allowed = np.repeat(bound * (rows if relative else np.ones(6)), 40)
+    assert (np.abs(before[finite] - after[finite]) <= allowed[finite]).all()
+
+
+def test_promises_of_size_and_error() -> None:
+    matrix = np.random.default_rng(7).normal(0, 0.3, (100, 64))
+    tensors = {"a": weights(kernels((32, 16, 3, 3))), "b": weights(matrix, "BF16"), "zeros": weights(np.zeros((9, 9)))}
+    n = sum(tensor.words.size for tensor in tensors.values())
+    quantizer = Quantizer(passes=1)
+    for fit, most in ((Bits(3.0, quantizer), 3.0 * n / 8), (Size(1500, quantizer), 1500)):
+        fitted = fit(tensors)
+        n_bytes = 0
+        for name, tensor in fitted.tensors.items():
+            context = FrameContext(tensors[name].spec, 0, tensor.words.size, None, 0)
+            n_bytes += len(frame.encode(tensor.words, tensor.plan, context, 0).data)
+        assert 0.97 * most <= n_bytes <= most
+    fitted = Snr(25.0, quantizer)(tensors)
+    squares = {name: float(np.square(tensor.values().astype(np.float64)).sum()) for name, tensor in tensors.items()}
+    error = sum(fitted.tensors[name].loss.relative_mse * square for name, square in squares.items())
+    assert 0.97 * 10**-2.5 <= error / sum(squares.values()) <= 10**-2.5
+
+
+def test_the_same_again() -> None:
+    tensor = weights(kernels((24, 10, 3, 3)))
+    first, second = (Quantizer(states=32).quantize(tensor, 0.03) for _ in range(2))
+    assert np.array_equal(first.words, second.words)
+
+
+def test_what_cannot_be_is_said() -> None:
+    for make in (lambda: Quantizer(states=5), lambda: Quantizer(price=-1.0), lambda: MaxError(0.0), lambda: Bits(3.0)({})):
+        with pytest.raises(BadRecipe):
+            make()
+    with pytest.raises(BadRecipe):
+        Size(3)({"w": weights(kernels((24, 10, 3, 3)))})
