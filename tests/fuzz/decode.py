@@ -248,20 +248,26 @@ class Grower:
             (lambda: 0, lambda: draw.choice(few), lambda: draw.choice((0, 0, 1, few[0])), lambda: draw.getrandbits(8 * width), lambda: draw.randrange(3))
         )
         x = np.array([word() for _ in range(n)], f"<u{width}")
-        head, payload = self._node(x, draw, 1, [0])
+        from modelcodec.frame import check_of
+
+        loose: list[bool] = []
+        head, payload = self._node(x, draw, 1, loose)
+        if any(loose):
+            payload += check_of(payload)
         return Input(FRAME, varint(len(head) + 12) + head + bytes(12) + payload, width, n), x.tobytes()
 
-    def _node(self, x: np.ndarray, draw: random.Random, depth: int, count: list[int]) -> tuple[bytes, bytes]:
-        count[0] += 1
+    def _node(self, x: np.ndarray, draw: random.Random, depth: int, loose: list[bool]) -> tuple[bytes, bytes]:
+        """Head and payload of a node for x; `loose` grows by whether each node is."""
         encoded = None
-        if depth < 7 and count[0] < 20 and draw.randrange(4):
+        if depth < 7 and len(loose) < 19 and draw.randrange(4):
             stage = draw.choice(self.stages)
             encoded = stage.encode(x, self.context)
+        loose.append(encoded is not None and stage.loose)
         if encoded is None:
             return b"\0\0", x.tobytes()
         head, payload = varint(stage.id) + varint(len(encoded.header)) + encoded.header, bytes(encoded.payload)
         for part in encoded.parts:
-            inner_head, inner_payload = self._node(part, draw, depth + 1, count)
+            inner_head, inner_payload = self._node(part, draw, depth + 1, loose)
             head, payload = head + inner_head, payload + inner_payload
         return head, payload
 

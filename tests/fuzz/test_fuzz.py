@@ -51,7 +51,7 @@ def test_memory_ends_where_it_is_said_to() -> None:
         assert (done.stdout, done.returncode) == ("10\n", code)
 
 
-DIGEST_RULES = ("seal fits", "has its digest", "identity fits", "check of a zstd")
+DIGEST_RULES = ("seal fits", "has its digest", "identity fits", "check of a zstd", "payload fits its check")
 
 
 @pytest.mark.parametrize("name", GOOD)
