@@ -158,3 +158,31 @@ def test_json_tells_the_losses(source: Path, capsys: pytest.CaptureFixture[str])
     assert main(["info", "--json", str(out)]) == 0
     losses = {row["name"]: row["loss"] for row in json.loads(capsys.readouterr().out)["tensors"]}
     assert [name for name, loss in losses.items() if loss] == [name for name in load_file(source) if name in LOSSY]
+
+
+def test_calibrated(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    from modelcodec.fit.curvature import curvature
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(24, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16)).eval()
+    inputs = torch.randn(256, 24) * torch.linspace(0.05, 3, 24)
+    save_torch(model.state_dict(), tmp_path / "model.safetensors")
+    curvature(model, [inputs[:128], inputs[128:]], lambda net, batch: net(batch)).save(tmp_path / "statistics.safetensors")
+    script = tmp_path / "calibrate.py"
+    statistics = str(tmp_path / "statistics.safetensors")
+    script.write_text(f"from modelcodec.fit.calibration import Calibration\ndef calibrate():\n    return Calibration.load({statistics!r})\n")
+
+    def error(*options: str) -> float:
+        back = modelcodec.load_file(compressed(tmp_path / "model.safetensors", "--bits", "3", *options), "pt")
+        expected = model(inputs)
+        return float((torch.func.functional_call(model, back, inputs) - expected).square().mean().detach())
+
+    plain, calibrated = error(), error("--calibrate", statistics)
+    assert calibrated < plain
+    assert error("--calibrate", str(script)) == calibrated
+    script.write_text("def calibrate():\n    return 3\n")
+    assert main(["compress", "--bits", "3", "--calibrate", str(script), str(tmp_path / "model.safetensors")]) == 2
+    assert main(["compress", "--snr", "20", "--calibrate", str(script), str(tmp_path / "model.safetensors")]) == 2

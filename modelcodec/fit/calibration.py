@@ -45,21 +45,21 @@ class Calibration:
     means: Mapping[str, Floats] = field(default_factory=dict)
     biases: Mapping[str, Bias] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a safetensors file, the same for the same statistics; float64 becomes float32."""
         from safetensors.numpy import save
 
         arrays = {f"{kind}/{name}": _single(given) for kind in _ARRAYS for name, given in getattr(self, kind).items()}
         biases = {name: [bias.tensor, bias.sign] for name, bias in sorted(self.biases.items())}
-        path.write_bytes(save(arrays, {_MEANT: json.dumps(biases)}))
+        Path(path).write_bytes(save(arrays, {_MEANT: json.dumps(biases)}))
 
     @classmethod
-    def load(cls, path: Path) -> Calibration:
+    def load(cls, path: str | Path) -> Calibration:
         """Raises BadRecipe for a file that is none of `save`, OSError."""
         from safetensors import SafetensorError, safe_open
 
         found: dict[str, dict[str, Floats]] = {kind: {} for kind in _ARRAYS}
-        path.stat()
+        Path(path).stat()
         try:
             with safe_open(path, "np") as file:
                 biases = json.loads(file.metadata()[_MEANT])
