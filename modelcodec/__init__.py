@@ -1,4 +1,4 @@
-"""A lossless codec for neural-network checkpoints. Public names are imported when first used."""
+"""A codec for neural-network checkpoints, lossless and lossy. Public names are imported when first used."""
 
 from __future__ import annotations
 
