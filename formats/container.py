@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import inf
 from struct import Struct
 from threading import Lock
@@ -343,10 +342,6 @@ class Container:
     _kept: dict[int, Shared] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    @cached_property
-    def _address(self) -> int:
-        return address_of(np.frombuffer(self.buffer, np.uint8))
-
     @property
     def skeleton(self) -> Entry:
         return self.entries[0]
@@ -367,11 +362,14 @@ class Container:
         places = [(first + i, i * step, min((i + 1) * step, out.size)) for i in range(n)]
         if not entry.coded or entry.shared or word not in (2, 4):
             return [self.decode_frame(entry, number, out[start:end].view(frames.WORD[word])) for number, start, end in places]
+        # Held until the kernel is done, which has but its address: whoever is interrupted meanwhile must not unmap it.
+        held = np.frombuffer(self.buffer, np.uint8)
         rows = np.empty((n, frames.RUN_COLUMNS), np.int64)
-        rows[:, 0] = entry.frame_starts[first : first + n] + np.uint64(entry.start + self._address)
+        rows[:, 0] = entry.frame_starts[first : first + n] + np.uint64(entry.start + address_of(held))
         rows[:, 1] = entry.frame_ends[first : first + n] - entry.frame_starts[first : first + n]
         rows[:, 2:] = [(number, address_of(out) + start, (end - start) // word) for number, start, end in places]
         digests, decoded = frames.decode_run(rows, word)
+        del held
         if first + n == entry.n_frames:
             self._check_padding(entry)
         return [

@@ -302,8 +302,10 @@ def decode(frame: memoryview, number: int, out: Array, where: str, context: Fram
     LimitExceeded, UnsupportedFile; `out` is then garbage.
     """
     if len(frame) >= USUAL_BYTES and out.itemsize in (2, 4):
-        row = np.array([[address_of(np.frombuffer(frame, np.uint8)), len(frame), number, address_of(out), out.size]])
+        held = np.frombuffer(frame, np.uint8)  # until the kernel is done, which has but its address
+        row = np.array([[address_of(held), held.size, number, address_of(out), out.size]])
         (digest,), (decoded,) = decode_run(row, out.itemsize)
+        del held
         if decoded:
             return int(digest)
     head = read_head(frame, number, out.itemsize, out.size, where)
