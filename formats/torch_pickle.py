@@ -12,6 +12,7 @@ from modelcodec.errors import CorruptFile, LimitExceeded, UnsupportedFile
 from modelcodec.formats.inert_pickle import Dict, Global, PersistentId, Reduced
 from modelcodec.limits import LIMITS
 from modelcodec.types import DTYPE_BY_NAME, U8, Checkpoint, DType, Extent, TensorSpec, View
+from modelcodec.views import is_row_major
 
 _DEPTH_MOST = 100
 _VISITS_PER_STEP = 16
@@ -150,20 +151,11 @@ def _memory_shape(tensor: _Tensor) -> tuple[int, ...] | None:
     shape, strides = tensor.spec.shape, tensor.strides
     if tensor.first or 0 in shape:
         return None
-    if _is_row_major(shape, strides):
+    if is_row_major(shape, strides):
         return shape
     order = sorted((i for i, n in enumerate(shape) if n > 1), key=lambda i: -strides[i])
     permuted = tuple(shape[i] for i in order)
-    return permuted if _is_row_major(permuted, tuple(strides[i] for i in order)) else None
-
-
-def _is_row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    step = 1
-    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if n > 1 and stride != step:
-            return False
-        step *= n
-    return True
+    return permuted if is_row_major(permuted, tuple(strides[i] for i in order)) else None
 
 
 def _check_inside(tensor: _Tensor, place: Place) -> None:

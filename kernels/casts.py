@@ -17,4 +17,5 @@ def rounded(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     bits = values.view("<u4")
     if dtype == "F32":
         return bits
-    return ((bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+    halves: np.ndarray[Any, Any] = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")
+    return halves

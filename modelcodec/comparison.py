@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from modelcodec.formats import container, identify
 from modelcodec.formats.folder import plan_folder
 from modelcodec.mapping import mapped
 from modelcodec.tensor_file import TensorFile, numpy_dtype
-from modelcodec.types import Array, Checkpoint, DType, TensorSpec, View
+from modelcodec.types import Array, Checkpoint, DType, Extent, TensorSpec, View
+from modelcodec.views import check_repetition, gathered
 
 ANY_BYTES = "bytes"
 """The format of files in which no tensors are found."""
@@ -137,7 +139,7 @@ def opened_tensors(path: Path) -> Iterator[Mapping[str, OpenTensor]]:
         checkpoint = identify(view, path)
         if checkpoint.format == ANY_BYTES or not checkpoint.extents:
             raise UnsupportedFile(f"{path}: no tensors are found in this file; name a checkpoint")
-        yield _plain(view, checkpoint)
+        yield _plain(view, checkpoint, str(path))
 
 
 def _reader(path: Path, name: str) -> Callable[[], Array]:
@@ -152,20 +154,15 @@ def _bytes_of(tensor: Array) -> Array:
     return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
 
 
-def _plain(source: memoryview, checkpoint: Checkpoint) -> dict[str, OpenTensor]:
+def _plain(source: memoryview, checkpoint: Checkpoint, where: str) -> dict[str, OpenTensor]:
     data = np.frombuffer(source, np.uint8)
     if checkpoint.views:
-        views = {view.spec.name: view for view in checkpoint.views if _is_numeric(view.spec.dtype)}
-        starts = {name: checkpoint.extents[view.extent].offset for name, view in views.items()}
-        return {name: OpenTensor(view.spec, lambda name=name, view=view: _gathered(data[starts[name] :], view)) for name, view in views.items()}  # type: ignore[misc]
+        views = [view for view in checkpoint.views if _is_numeric(view.spec.dtype)]
+        return {view.spec.name: OpenTensor(view.spec, partial(_of_view, data, checkpoint.extents[view.extent], view, where)) for view in views}
     return {e.spec.name: OpenTensor(e.spec, lambda e=e: data[e.offset : e.end]) for e in checkpoint.extents}  # type: ignore[misc]
 
 
-def _gathered(storage: Array, view: View) -> Array:
-    """A view's elements, row after row; the reader has proved that they lie in the storage."""
-    size = view.spec.dtype.bits // 8
-    if 0 in view.spec.shape:
-        return storage[:0]
-    start = storage[view.first * size :]
-    elements = np.lib.stride_tricks.as_strided(start[:size].view(f"V{size}"), view.spec.shape, [s * size for s in view.strides], writeable=False)
-    return np.ascontiguousarray(elements).reshape(-1).view(np.uint8)
+def _of_view(data: Array, extent: Extent, view: View, where: str) -> Array:
+    """The bytes of a view on an extent of a source; its reader has proved that it lies there."""
+    check_repetition(view.spec, extent.spec.n_bytes, where)
+    return gathered(data[extent.offset + view.first * view.spec.dtype.bits // 8 :], view.spec, view.strides)

@@ -12,6 +12,7 @@ from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe
 from modelcodec.fitted import DTYPES, Fit, Fitted, Weights
 from modelcodec.types import Array, Checkpoint, Extent, TensorSpec, View
+from modelcodec.views import is_row_major
 
 
 def fitted_checkpoint(source: memoryview, checkpoint: Checkpoint, fit: Fit) -> tuple[Checkpoint, Fitted]:
@@ -41,7 +42,7 @@ def _places(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, int]]:
     found: dict[tuple[int, int], TensorSpec] = {}
     for view in checkpoint.views:
         offset = checkpoint.extents[view.extent].offset + view.first * view.spec.dtype.bits // 8
-        found.setdefault((offset, offset + _reach(view)), view.spec if _in_one_piece(view) else replace(view.spec, shape=()))
+        found.setdefault((offset, offset + _reach(view)), view.spec if is_row_major(view.spec.shape, view.strides) else replace(view.spec, shape=()))
     ordered = sorted(found)
     ends = accumulate((end for _, end in ordered), max, initial=0)
     nexts = [*(start for start, _ in ordered[1:]), inf]
@@ -54,15 +55,6 @@ def _reach(view: View) -> int:
     if 0 in view.spec.shape:
         return 0
     return (1 + sum((d - 1) * s for d, s in zip(view.spec.shape, view.strides, strict=True))) * view.spec.dtype.bits // 8
-
-
-def _in_one_piece(view: View) -> bool:
-    expected = 1
-    for dimension, stride in zip(reversed(view.spec.shape), reversed(view.strides), strict=True):
-        if dimension != 1 and stride != expected:
-            return False
-        expected *= dimension
-    return True
 
 
 def _words(source: memoryview, spec: TensorSpec, offset: int) -> Array:

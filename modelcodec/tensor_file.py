@@ -14,9 +14,9 @@ from modelcodec.base import Found, read_container
 from modelcodec.base import Source as BaseSource
 from modelcodec.errors import LimitExceeded, UnsupportedFile
 from modelcodec.formats import container
-from modelcodec.limits import LIMITS
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array, DType, TensorSpec
+from modelcodec.views import check_repetition, gathered, is_row_major
 
 Framework = Literal["np", "numpy", "pt", "torch"]
 
@@ -131,7 +131,7 @@ class TensorFile:
         """The whole tensor. Raises KeyError for an unknown name, CorruptFile for a damaged one."""
         place = self._place(name)
         spec = place.spec
-        if place.strides is None or _contiguous(spec.shape, place.strides):
+        if place.strides is None or is_row_major(spec.shape, place.strides):
             first = place.first * spec.dtype.bits // 8
             return self._shaped(self._read(place.entry, first, first + spec.n_bytes), spec.dtype, spec.shape)
         return self._strided(place)
@@ -149,7 +149,7 @@ class TensorFile:
         """Rows first .. end - 1 of a tensor with at least one dimension: only their frames are decoded."""
         place = self._place(name)
         spec = place.spec
-        if not _is_whole(spec.dtype) or (place.strides is not None and not _contiguous(spec.shape, place.strides)):
+        if not _is_whole(spec.dtype) or (place.strides is not None and not is_row_major(spec.shape, place.strides)):
             return self.get_tensor(name)[first:end]
         row = spec.n_bytes // spec.shape[0] if spec.shape[0] else 0
         start = place.first * spec.dtype.bits // 8
@@ -195,16 +195,10 @@ class TensorFile:
         spec = place.spec
         if 0 in spec.shape:
             return self._shaped(np.empty(0, np.uint8), spec.dtype, spec.shape)
-        if spec.n_bytes > max(place.entry.spec.n_bytes, LIMITS.view_bytes):
-            where = f"{self._source.where}: {spec.name}"
-            raise LimitExceeded(f"{where} repeats its storage up to {spec.n_bytes} bytes, {LIMITS.view_bytes} are allowed; read the storage")
-        # Untrusted: the stride of an axis of length 1 means nothing and may be anything.
-        strides = tuple(s if d > 1 else 0 for d, s in zip(spec.shape, place.strides or (), strict=True))
-        size = spec.dtype.bits // 8
+        check_repetition(spec, place.entry.spec.n_bytes, self._source.where)
+        size, strides = spec.dtype.bits // 8, place.strides or ()
         last = place.first + sum((d - 1) * s for d, s in zip(spec.shape, strides, strict=True))
-        stretch = self._read(place.entry, place.first * size, (last + 1) * size).view(f"V{size}")
-        elements = np.lib.stride_tricks.as_strided(stretch, spec.shape, tuple(s * size for s in strides), writeable=False)
-        return self._shaped(np.ascontiguousarray(elements).reshape(-1).view(np.uint8), spec.dtype, spec.shape)
+        return self._shaped(gathered(self._read(place.entry, place.first * size, (last + 1) * size), spec, strides), spec.dtype, spec.shape)
 
     def _shaped(self, data: Array, dtype: DType, shape: tuple[int, ...]) -> Any:
         if not self._torch:
@@ -274,12 +268,3 @@ class TensorSlice:
 def _is_whole(dtype: DType) -> bool:
     """Whether an element is a number of whole bytes, so that numpy or torch can have it."""
     return dtype.elements == 1 and dtype.bits % 8 == 0
-
-
-def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    expected = 1
-    for dimension, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if dimension != 1 and stride != expected:
-            return False
-        expected *= dimension
-    return True

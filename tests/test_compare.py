@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import modelcodec
 from modelcodec.cli.main import main
-from modelcodec.errors import UnsupportedFile
+from modelcodec.errors import LimitExceeded, UnsupportedFile
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((40, 30)).astype(np.float32)
@@ -88,3 +88,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (record["added"], record["equal"]) == (["new"], False)
     assert [row["snr_db"] for row in record["tensors"] if row["name"] == "same"] == [None]
     assert main(["compare", str(a), str(tmp_path / "missing")]) == 74
+
+
+def test_a_view_that_repeats_its_storage_without_end_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.zeros(1).expand(1 << 40)}, tmp_path / "bomb.pt")
+    with pytest.raises(LimitExceeded, match="repeats its storage"):
+        modelcodec.compare(tmp_path / "bomb.pt", tmp_path / "bomb.pt")

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from modelcodec.errors import LimitExceeded, UnsupportedFile
-from modelcodec.limits import LIMITS
+from modelcodec.errors import UnsupportedFile
 from modelcodec.tensor_file import Framework, numpy_dtype
 from modelcodec.types import Array, DType, TensorSpec, View
+from modelcodec.views import check_repetition, gathered
 
 
 def bytes_of(view: View, storage: Array, where: str) -> Array:
     """The bytes of a view, which lies inside its storage: a part of that where it is contiguous, else a copy. Raises LimitExceeded."""
-    spec, size = view.spec, view.spec.dtype.bits // 8
-    start = storage[view.first * size :]
-    if not spec.n_bytes:
-        return start[:0]
-    if spec.n_bytes > max(storage.size, LIMITS.view_bytes):
-        raise LimitExceeded(f"{where}: {spec.name} repeats its storage up to {spec.n_bytes} bytes, {LIMITS.view_bytes} are allowed; read the storage")
-    # Untrusted: the stride of an axis of length 1 means nothing and may be anything.
-    strides = tuple(stride * size if length > 1 else 0 for length, stride in zip(spec.shape, view.strides, strict=True))
-    elements = np.lib.stride_tricks.as_strided(start[:size].view(f"V{size}"), spec.shape, strides)
-    return elements.reshape(-1).view(np.uint8)
+    check_repetition(view.spec, storage.size, where)
+    return gathered(storage[view.first * view.spec.dtype.bits // 8 :], view.spec, view.strides)
 
 
 def is_in_bytes(dtype: DType) -> bool:

@@ -13,10 +13,12 @@ import numpy as np
 from modelcodec.errors import CorruptFile
 from modelcodec.kernels import context_coder
 from modelcodec.kernels import trellis as kernels
+from modelcodec.kernels.casts import rounded
 from modelcodec.kernels.context_coder import Geometry
 from modelcodec.kernels.logistic import EXP2
 from modelcodec.kernels.trellis import CODES, MOST_INDEX, Code
 from modelcodec.stage import Encoded, FrameContext, Layout, PartShape, Stage
+from modelcodec.stages import exceptions
 from modelcodec.types import Array
 from modelcodec.wire import Reader, varint
 
@@ -26,7 +28,6 @@ NO_SHIFTS = (0, 0, 0, 0)
 _STATES, _MODELLED, _SHIFTED, _WIDE, _ROWS = 0x0F, 0x10, 0x20, 0x40, 0x80
 _MOST_MEAN = 224
 """The first mean magnitude is 2^(m / 8) in 1/256 steps; m is at most that."""
-_PLACE = np.dtype("<u4")
 FACTORS = np.array([int(EXP2[32 * (e & 7)]) * 2.0 ** ((e >> 3) - 16) for e in range(256)], np.float32)
 """Steps of rows: 2^(e / 8), exact multiples of 2^-16."""
 
@@ -61,25 +62,13 @@ class Path:
             steps = np.full(1, step) if rows is None else step * FACTORS[rows.exponents]
         columns, column = (indices.size + 1, 0) if rows is None else (rows.columns, rows.column)
         kernels.restore(indices, self.code.h0, self.code.h1, self.state, np.array(self.shifts, np.int64), steps, columns, column, values)
-        return _rounded(values, dtype)
+        return rounded(values, dtype)
 
     def look_up(self, folded: Array, dtype: str, out: Array) -> None:
         """Fill `out` with the words of folded indices (u1)."""
         values = np.empty(512, np.float32)
         kernels.tabulate(np.array(self.shifts, np.int64), np.float32(self.step), values)
-        kernels.look_up(folded, _rounded(values, dtype), self.code.h0, self.code.h1, self.state, out)
-
-
-def _rounded(values: Array, dtype: str) -> Array:
-    """Bit patterns of float32 values, none of them a NaN, as the nearest of a dtype, ties to even; what is too large becomes an infinity."""
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
-            return values.astype("<f2").view("<u2")
-    bits = values.view("<u4")
-    if dtype == "F32":
-        return bits
-    bits += 0x7FFF + (bits >> 16 & 1)
-    return (bits >> 16).astype("<u2")
+        kernels.look_up(folded, rounded(values, dtype), self.code.h0, self.code.h1, self.state, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +154,19 @@ class Grid(Stage):
         path = Path(code, int(kernels.walk(self.indices[: context.at], code.h0, code.h1, 0)), self.step, self.shifts)
         rows = self._rows(context)
         differs = path.restore(indices, dtype, rows) != x
-        exceptions = np.flatnonzero(differs).astype(_PLACE)
-        kept, n_rows = exceptions.tobytes() + x[differs].tobytes(), 0
+        n_exceptions = int(np.count_nonzero(differs))
+        kept, n_rows = exceptions.write(x, differs), 0
         if rows is not None:
             kept, n_rows = kept + rows.exponents.tobytes(), rows.exponents.size
         if self.modelled:
             first_mean, mean = first_mean_of(indices)
             data = context_coder.pack(indices, _geometry(context), mean, code, path.state).data
             if data is not None:
-                header = Header(path, data.size, first_mean, 1, exceptions.size, n_rows)
+                header = Header(path, data.size, first_mean, 1, n_exceptions, n_rows)
                 return Encoded(header.write(), payload=data.tobytes() + kept)
         folded = ((indices << 1) ^ (indices >> 31)).view(np.uint32)
         width = 1 if folded.max(initial=0) < 256 else 2
-        return Encoded(Header(path, None, 0, width, exceptions.size, n_rows).write(), (folded.astype(f"<u{width}"),), kept)
+        return Encoded(Header(path, None, 0, width, n_exceptions, n_rows).write(), (folded.astype(f"<u{width}"),), kept)
 
     def _rows(self, context: FrameContext) -> Rows | None:
         columns = context.spec.row_words
@@ -191,7 +180,7 @@ class Grid(Stage):
         if width not in (2, 4):
             raise CorruptFile(f"grid: words of {width} bytes are not possible")
         read = Header.read(header, n)
-        n_kept = read.n_exceptions * (_PLACE.itemsize + width) + read.n_rows
+        n_kept = read.n_exceptions * (exceptions.PLACE_BYTES + width) + read.n_rows
         return Layout((PartShape(read.width, n),), n_kept) if read.n_coded is None else Layout((), read.n_coded + n_kept)
 
     @classmethod
@@ -205,12 +194,7 @@ class Grid(Stage):
             read.path.look_up(parts[0], dtype, out)
         else:
             out[:] = read.path.restore(_indices(read, payload[:n_coded], parts, context), dtype, rows)
-        if read.n_exceptions:
-            places_end = n_coded + read.n_exceptions * _PLACE.itemsize
-            places = np.frombuffer(payload[n_coded:places_end].tobytes(), _PLACE)
-            if places[-1] >= out.size or (np.diff(places.astype(np.int64)) <= 0).any():
-                raise CorruptFile("grid: places of exceptions are out of order or out of range")
-            out[places] = np.frombuffer(payload[places_end : payload.size - read.n_rows].tobytes(), out.dtype)
+        exceptions.put(payload[n_coded : payload.size - read.n_rows], read.n_exceptions, out, "grid")
 
 
 def _rows_of(payload: Array, read: Header, context: FrameContext) -> Rows | None:
