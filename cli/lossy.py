@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +26,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kKMGT]?i?B?)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loss:
-    """What the user allows to be lost; at most one of the first five, which are for tensors of no rule."""
+    """What the user allows to be lost; at most one of the first five, which are for tensors of no rule. The files that it names are read once, when needed."""
 
     bits: float | None
     target_size: str | None
@@ -43,6 +43,23 @@ class Loss:
     def asked(self) -> bool:
         """Whether anything may be lost, or a recipe says how tensors are coded."""
         return any(getattr(self, field.name) is not None for field in fields(self))
+
+    @cached_property
+    def rules(self) -> Recipe:
+        """Those of --recipe. Raises BadRecipe, OSError."""
+        from modelcodec.recipe import Recipe
+
+        return Recipe.from_toml(Path(self.recipe).read_text(encoding="utf-8")) if self.recipe else Recipe()
+
+    @cached_property
+    def statistics(self) -> Calibration | None:
+        """Those of --calibrate. Raises BadRecipe, OSError."""
+        return None if self.calibrate is None else _calibration_of(Path(self.calibrate))
+
+    @cached_property
+    def scorer(self) -> Callable[..., Any] | None:
+        """The function of --eval. Raises BadRecipe, OSError."""
+        return None if self.score is None else _function_of(Path(self.score), "score")
 
 
 def lossy_options(command: Command) -> Command:
@@ -73,9 +90,7 @@ def lossy_options(command: Command) -> Command:
 
 def recipe_of(loss: Loss) -> Recipe:
     """The rules of --recipe. Raises BadRecipe, OSError."""
-    from modelcodec.recipe import Recipe
-
-    return Recipe.from_toml(Path(loss.recipe).read_text(encoding="utf-8")) if loss.recipe else Recipe()
+    return loss.rules
 
 
 def fit_of(loss: Loss, recipe: Recipe, level: int | None, source: Path | None) -> Fit | None:
@@ -87,14 +102,13 @@ def fit_of(loss: Loss, recipe: Recipe, level: int | None, source: Path | None) -
     from modelcodec.fit.rules import Ruled
     from modelcodec.fit.trellis import Trellis
 
-    if loss.drop is not None and loss.score is not None:
+    if loss.drop is not None and loss.scorer is not None:
         quantizer = _quantizer(level)
-        return Drop(loss.drop, _function_of(Path(loss.score), "score"), lambda step: Ruled(recipe.rules, Trellis(step, quantizer)))
-    if loss.calibrate is not None and loss.bits is not None:
+        return Drop(loss.drop, loss.scorer, lambda step: Ruled(recipe.rules, Trellis(step, quantizer)))
+    if loss.statistics is not None and loss.bits is not None:
         from modelcodec.fit.obs import Obs
 
-        ruled, data = Ruled(recipe.rules, Obs(loss.bits, _quantizer(level))), _calibration_of(Path(loss.calibrate))
-        return lambda tensors: ruled(tensors, data)
+        return partial(Ruled(recipe.rules, Obs(loss.bits, _quantizer(level))), data=loss.statistics)
     return Ruled(recipe.rules, _usual(loss, recipe, level, source))
 
 

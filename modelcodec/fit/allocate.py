@@ -7,15 +7,18 @@ error come out as zeros by themselves); `importance` of a tensor scales its squa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
 from modelcodec import frame
 from modelcodec.errors import BadRecipe
+from modelcodec.fit.chain import Fit, holds_weights
 from modelcodec.fit.trellis import DEFAULT, Floats, Quantized, Quantizer
-from modelcodec.fitted import DTYPES, Fitted, FittedTensor, Weights, values_of
+from modelcodec.fitted import Fitted, FittedTensor, Weights, values_of
 from modelcodec.formats.container import full_frame_words
 from modelcodec.pool import ordered, thread_count
 from modelcodec.stage import FrameContext
@@ -47,10 +50,14 @@ def coded_bytes(weights: Weights, quantized: Quantized) -> int:
 
 
 def _lossy(tensors: Tensors) -> Tensors:
-    found = {name: weights for name, weights in tensors.items() if weights.spec.dtype.name in DTYPES and weights.words.size}
+    found = {name: weights for name, weights in tensors.items() if holds_weights(weights.spec)}
     if not found:
         raise BadRecipe("there are no float32, bfloat16 or float16 tensors that could lose anything")
     return found
+
+
+def _n_weights(tensors: Tensors) -> int:
+    return sum(weights.words.size for weights in tensors.values())
 
 
 def _squares(weights: Weights) -> float:
@@ -60,7 +67,7 @@ def _squares(weights: Weights) -> float:
 
 def sampled(tensors: Tensors) -> Tensors:
     """Rows from the middle of each tensor, together about _SAMPLED weights; all of them where they are not many more."""
-    share = _SAMPLED / sum(weights.words.size for weights in tensors.values())
+    share = _SAMPLED / _n_weights(tensors)
     if 2 * share >= 1:
         return tensors
     found = {}
@@ -79,6 +86,7 @@ class _Trial:
     """All tensors on grids of one step."""
 
     tensors: Tensors
+    step: float
     quantized: Mapping[str, Quantized]
 
     @classmethod
@@ -86,13 +94,10 @@ class _Trial:
         def quantized(name: str) -> Quantized:
             return quantizer.quantize(tensors[name], step / math.sqrt(importance.get(name, 1.0)))
 
-        return cls(tensors, dict(zip(tensors, ordered(quantized, tensors, min(thread_count(None), len(tensors))), strict=True)))
-
-    def n_bytes(self) -> int:
-        return sum(coded_bytes(self.tensors[name], quantized) for name, quantized in self.quantized.items())
+        return cls(tensors, step, dict(zip(tensors, ordered(quantized, tensors, min(thread_count(None), len(tensors))), strict=True)))
 
     def bits_per_weight(self) -> float:
-        return 8 * self.n_bytes() / sum(weights.words.size for weights in self.tensors.values())
+        return 8 * sum(coded_bytes(self.tensors[name], quantized) for name, quantized in self.quantized.items()) / _n_weights(self.tensors)
 
     def relative_mse(self, importance: Mapping[str, float]) -> float:
         """Squared error over squares of the weights, both as important as they are."""
@@ -107,94 +112,106 @@ class _Trial:
         return Fitted({name: self.tensors[name].fitted(quantized.words, quantized.plan()) for name, quantized in self.quantized.items()})
 
 
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """Looks for the largest step, or the smallest, at which a measure is at most `most`; the measure rises, or falls, with the step."""
+class _Promise(Fit):
+    """Met by the largest step, or the smallest, at which a measure is at most `most`; the measure rises, or falls, with the step."""
 
-    measure: Callable[[_Trial], float]
-    most: float
-    rising: bool
     quantizer: Quantizer
     importance: Mapping[str, float]
+    rising: ClassVar[bool] = False
 
-    def best(self, tensors: Tensors) -> _Trial:
-        """A trial whose measure is at most `most` and near it: sought on a sample where there are many weights, then held by all. Raises BadRecipe."""
-        few = sampled(tensors)
-        step, found = self._found(few)
-        if few is tensors:
-            return found
-        for _ in range(_REPAIRS):
-            trial = _Trial.of(tensors, step, self.quantizer, self.importance)
-            measured = self.measure(trial)
-            if measured <= self.most:
-                return trial
-            # An error goes with the square of the step, a bit with its logarithm.
-            step *= math.sqrt(self.most / measured) * (1 - _NEAR / 2) if self.rising else 2 ** (measured - self.most) * (1 + _NEAR / 2)
-        raise BadRecipe("the tensors cannot be made as small as that; ask for more bits, or let fewer tensors be exact")
+    @abstractmethod
+    def most(self, tensors: Tensors) -> float: ...
 
-    def _found(self, tensors: Tensors) -> tuple[float, _Trial]:
-        n = sum(weights.words.size for weights in tensors.values())
+    def measure(self, trial: _Trial) -> float:
+        return trial.bits_per_weight()
+
+    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
+        """Sought on a sample where there are many weights, then held by all. Raises BadRecipe."""
+        every = _lossy(tensors)
+        few, most = sampled(every), self.most(every)
+        found = self._sought(few, most)
+        if found is not None and few is not every:
+            found = self._held(every, found.step, most)
+        if found is None:
+            raise BadRecipe("no step of the grid keeps the tensors to that; ask for more bits or a larger error, or let fewer tensors be exact")
+        return found.fitted()
+
+    def fit(self, weights: Weights, data: object = None) -> FittedTensor:
+        return self({weights.spec.name: weights}).tensors[weights.spec.name]
+
+    def _sought(self, tensors: Tensors, most: float) -> _Trial | None:
         squares = sum(_squares(weights) for weights in tensors.values())
-        step = math.sqrt(squares / n) / 4 if squares else 1.0
-        low, high = 0.0, math.inf
-        best: tuple[float, _Trial] | None = None
+        step = math.sqrt(squares / _n_weights(tensors)) / 4 if squares else 1.0
+        low, high, best = 0.0, math.inf, None
         for _ in range(_TRIALS):
             tried = _Trial.of(tensors, step, self.quantizer, self.importance)
             measured = self.measure(tried)
-            if measured <= self.most:
-                best = step, tried
-                if measured >= self.most * (1 - _NEAR) or not squares:
+            if measured <= most:
+                best = tried
+                if measured >= most * (1 - _NEAR) or not squares:
                     break
-            if (measured <= self.most) == self.rising:
+            if (measured <= most) == self.rising:
                 low = step
             else:
                 high = step
             step = 4 * low if high == math.inf else high / 4 if low == 0.0 else math.sqrt(low * high)
-        if best is None:
-            raise BadRecipe("the tensors cannot be made as small as that; ask for more bits, or let fewer tensors be exact")
         return best
+
+    def _held(self, tensors: Tensors, step: float, most: float) -> _Trial | None:
+        """From the step at which a sample met the promise to one at which all weights do."""
+        for _ in range(_REPAIRS):
+            trial = _Trial.of(tensors, step, self.quantizer, self.importance)
+            measured = self.measure(trial)
+            if measured <= most:
+                return trial
+            # An error goes with the square of the step, a bit with its logarithm.
+            step *= math.sqrt(most / measured) * (1 - _NEAR / 2) if self.rising else 2 ** (measured - most) * (1 + _NEAR / 2)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
-class Bits:
+class Bits(_Promise):
     """At most so many bits a weight, frames with their heads and digests counted."""
 
     bits: float
     quantizer: Quantizer = DEFAULT
     importance: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
-        return _Search(_Trial.bits_per_weight, self.bits, False, self.quantizer, self.importance).best(_lossy(tensors)).fitted()
+    def most(self, tensors: Tensors) -> float:
+        return self.bits
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Size(_Promise):
     """At most so many bytes of frames, of the lossy tensors together."""
 
     n_bytes: int
     quantizer: Quantizer = DEFAULT
     importance: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
-        n = sum(weights.words.size for weights in _lossy(tensors).values())
-        return Bits(8 * self.n_bytes / n, self.quantizer, self.importance)(tensors)
+    def most(self, tensors: Tensors) -> float:
+        return 8 * self.n_bytes / _n_weights(tensors)
 
 
 @dataclass(frozen=True, slots=True)
-class Snr:
+class Snr(_Promise):
     """At least so many decibels between the squares of the weights and those of their errors, over all lossy tensors."""
 
     decibels: float
     quantizer: Quantizer = DEFAULT
     importance: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
-        most = 10 ** (-self.decibels / 10)
-        return _Search(lambda tried: tried.relative_mse(self.importance), most, True, self.quantizer, self.importance).best(_lossy(tensors)).fitted()
+    rising: ClassVar[bool] = True
+
+    def most(self, tensors: Tensors) -> float:
+        return float(10 ** (-self.decibels / 10))
+
+    def measure(self, trial: _Trial) -> float:
+        return trial.relative_mse(self.importance)
 
 
 @dataclass(frozen=True, slots=True)
-class MaxError:
+class MaxError(Fit):
     """No weight, as its dtype holds it, is further off than `bound`, or than `bound` times its row's largest magnitude; what cannot be so near stays exact."""
 
     bound: float
@@ -205,11 +222,7 @@ class MaxError:
         if not 0 < self.bound < math.inf:
             raise BadRecipe(f"max_error: a bound of {self.bound} is not possible; it is a positive number")
 
-    def __call__(self, tensors: Tensors, data: object = None) -> Fitted:
-        found = {name: self.fit(weights) for name, weights in _lossy(tensors).items()}
-        return Fitted({name: fitted for name, fitted in found.items() if fitted is not None})
-
-    def fit(self, weights: Weights) -> FittedTensor | None:
+    def fit(self, weights: Weights, data: object = None) -> FittedTensor | None:
         """None where the tensor is smaller without loss."""
         values = weights.values().astype(np.float64)
         bounds = self._bounds(values, weights.spec.row_words)

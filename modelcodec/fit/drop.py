@@ -10,12 +10,13 @@ import numpy as np
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.chain import Fitting
+from modelcodec.fit.rules import is_usual
 from modelcodec.fitted import Fitted, Weights
 from modelcodec.tensor_file import numpy_dtype
 
 _TRIALS = 10
 _FINEST, _COARSEST = 2.0**-8, 4.0
-"""Steps, in root mean squares of the fitted weights, between which the answer is sought."""
+"""Steps, in root mean squares of the weights that are usually fitted, between which the answer is sought."""
 
 Score = Callable[[Mapping[str, np.ndarray]], float]
 """From all tensors by name, as numpy arrays, to a number; larger is better."""
@@ -34,7 +35,7 @@ class Drop:
 
     def __call__(self, tensors: Mapping[str, Weights], data: object = None) -> Fitted:
         allowed = self.score(_arrays(tensors, Fitted())) - self.most
-        scale = self._scale(tensors)
+        scale = _scale(tensors)
         low, high, best = _FINEST, _COARSEST, None
         for _ in range(_TRIALS):
             middle = math.sqrt(low * high)
@@ -47,13 +48,13 @@ class Drop:
             raise BadRecipe(f"the score falls by more than {self.most} even with fine steps; allow more, or keep the file lossless")
         return best
 
-    def _scale(self, tensors: Mapping[str, Weights]) -> float:
-        """Root mean square of the weights that are fitted."""
-        names = self.on_grid(1.0)(tensors, None).tensors
-        values = [tensors[name].values().astype(np.float64) for name in names]
-        finite = [part[np.isfinite(part)] for part in values]
-        n = sum(part.size for part in finite)
-        return math.sqrt(sum(float(part @ part) for part in finite) / n) or 1.0 if n else 1.0
+
+def _scale(tensors: Mapping[str, Weights]) -> float:
+    """Root mean square of the weights that are usually fitted."""
+    values = [weights.values().astype(np.float64) for weights in tensors.values() if is_usual(weights.spec)]
+    finite = [part[np.isfinite(part)] for part in values]
+    n = sum(part.size for part in finite)
+    return math.sqrt(sum(float(part @ part) for part in finite) / n) or 1.0 if n else 1.0
 
 
 def _arrays(tensors: Mapping[str, Weights], fitted: Fitted) -> dict[str, np.ndarray]:

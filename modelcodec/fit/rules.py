@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from modelcodec.fit.calibration import Calibration
 from modelcodec.fit.chain import Fitting, is_fitted
 from modelcodec.fit.text import parse_fit
-from modelcodec.fitted import Fitted, Weights
+from modelcodec.fitted import Fitted, FittedTensor, Weights
 from modelcodec.recipe import Rule
 from modelcodec.types import TensorSpec
 
@@ -44,10 +44,10 @@ class Ruled:
             for group in groups.values():
                 takers = (data.biases[name].tensor for name in tuple(group) if name in data.biases)
                 group |= {name: tensors[name] for name in takers if name in tensors}
-        fitted: dict[str, object] = {}
+        fitted: dict[str, FittedTensor] = {}
         for number, group in sorted(groups.items()):
             text = self.rules[number].fit if number < len(self.rules) else None
             fit = self.usual if number == len(self.rules) else parse_fit(text) if text else None
             if fit is not None:
                 fitted |= fit(group, data).tensors
-        return Fitted({name: fitted[name] for name in tensors if name in fitted})  # type: ignore[misc]
+        return Fitted({name: fitted[name] for name in tensors if name in fitted})

@@ -14,19 +14,21 @@ from modelcodec.fit.chain import Chain, Fitting
 from modelcodec.fit.trellis import DEFAULT, Quantizer
 
 _STEP = re.compile(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*")
-_READERS: dict[str, Callable[[str], object]] = {"int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text]}
+_READERS: dict[str, Callable[[str], object]] = {"int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text], "str": str}
 
 
 def parse_fit(text: str) -> Fitting:
     """A fit, or several joined by `|`, one after the other. Options in order or by name; those of a quantizer stand beside a fit's own. Raises BadRecipe."""
-    return reduce(Chain, [_step(step) for step in text.split("|")])
+    fit: Fitting = reduce(Chain, [call(step, fit_named) for step in text.split("|")])
+    return fit
 
 
-def _step(text: str) -> Fitting:
+def call(text: str, named: Callable[[str], Any]) -> Any:
+    """What `name(option, name=option)` stands for, its class found by `named`. Raises BadRecipe."""
     found = _STEP.fullmatch(text)
     if found is None:
         raise BadRecipe(f"fit {text.strip()!r} is not of the form name(option, name=option)")
-    kind = fit_named(found[1])
+    kind = named(found[1])
     given = [option.strip() for option in (found[2] or "").split(",") if option.strip()]
     every = {field.name: field for field in fields(kind) if field.init}
     known = {name: field for name, field in every.items() if _reader(field) is not None}
@@ -46,11 +48,10 @@ def _step(text: str) -> Fitting:
     if chosen:
         own["quantizer"] = Quantizer(**{**{field: getattr(DEFAULT, field) for field in of_quantizer}, **chosen})
     try:
-        fit: Fitting = kind(**own)
+        return kind(**own)
     except TypeError:
         missing = [field.name for field in known.values() if field.name not in own and _is_required(field)]
         raise BadRecipe(f"fit {found[1]}: the option {missing[0]!r} is missing") from None
-    return fit
 
 
 def _is_required(field: Field[Any]) -> bool:

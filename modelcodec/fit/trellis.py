@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelcodec.errors import BadRecipe
-from modelcodec.fitted import DTYPES, Fitted, FittedTensor, Weights
+from modelcodec.fit.chain import Fit
+from modelcodec.fitted import FittedTensor, Weights
 from modelcodec.kernels import context_coder
 from modelcodec.kernels.context_coder import Forecast, Geometry
 from modelcodec.kernels.trellis import CODES, MOST_INDEX, Code, search
@@ -18,7 +18,7 @@ from modelcodec.stages.grid import FACTORS, NO_SHIFTS, Grid, Path, Rows, first_m
 from modelcodec.stages.rans import Rans
 from modelcodec.types import Array
 
-_REACH = 2 * MOST_INDEX - 2
+REACH = 2 * MOST_INDEX - 2
 """Steps from zero that an index can reach; what lies further off is an exception."""
 _FEW = 64
 """Fewer weights than that do not train a shift."""
@@ -71,7 +71,7 @@ class Quantizer:
             x = values / (256 * float(unit))
             if rows is not None:
                 x /= np.repeat(FACTORS[rows].astype(np.float64), weights.spec.row_words)
-        far = ~(np.abs(x) <= _REACH)  # a NaN is far
+        far = ~(np.abs(x) <= REACH)  # a NaN is far
         x[far] = 0.0
         geometry = Geometry.of(weights.spec.shape, 0, x.size)
         indices, shifts, n_bytes = self._path(x, geometry, importance)
@@ -91,7 +91,7 @@ class Quantizer:
                 break
             price, moved = self.price, np.array(shifts, np.int64)
             indices = search(x, code, price, forecast.places, forecast.scales, importance, moved).indices
-            shifts = _shifts(x, indices, code) if self.trained else NO_SHIFTS
+            shifts = trained_shifts(x, indices, code) if self.trained else NO_SHIFTS
         return indices, shifts, n_bytes
 
     def _forecast(self, indices: NDArray[np.int32], geometry: Geometry, code: Code) -> tuple[Forecast | None, int]:
@@ -106,7 +106,7 @@ class Quantizer:
 DEFAULT = Quantizer()
 
 
-def _shifts(x: Floats, indices: NDArray[np.int32], code: Code) -> tuple[int, int, int, int]:
+def trained_shifts(x: Floats, indices: NDArray[np.int32], code: Code) -> tuple[int, int, int, int]:
     """How far, in 1/256 steps, the weights of a magnitude lie below its place in the mean: magnitude 1 and larger ones, of each union."""
     places = Path(code, 0, 1 / 256, NO_SHIFTS).restore(indices, "F32").view(np.float32).astype(np.float64)
     below, magnitude = (places - x) * np.sign(places), np.abs(indices)
@@ -117,16 +117,16 @@ def _shifts(x: Floats, indices: NDArray[np.int32], code: Code) -> tuple[int, int
     return a, b, c, d
 
 
+_REACH, _shifts = REACH, trained_shifts  # until obs.py takes the public names
+
+
 @dataclass(frozen=True, slots=True)
-class Trellis:
+class Trellis(Fit):
     """All tensors of DTYPES on grids of one step: the best allocation of bits for the squared error of all weights together (reverse water-filling)."""
 
     step: float
     quantizer: Quantizer = DEFAULT
 
-    def __call__(self, tensors: Mapping[str, Weights], data: object = None) -> Fitted:
-        return Fitted({name: self.fit(weights) for name, weights in tensors.items() if weights.spec.dtype.name in DTYPES})
-
-    def fit(self, weights: Weights) -> FittedTensor:
+    def fit(self, weights: Weights, data: object = None) -> FittedTensor:
         quantized = self.quantizer.quantize(weights, self.step)
         return weights.fitted(quantized.words, quantized.plan())

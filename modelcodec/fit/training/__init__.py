@@ -1,0 +1,47 @@
+"""Registry of methods that train: name -> "module:Class". Strings, so that looking one up imports only that one.
+
+In Python by their classes, `training.DKM(16)`; on the command line by these names, `mcodec fit "dkm(16) | coded_size(1e-7)" script.py`.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from modelcodec.errors import BadRecipe
+
+if TYPE_CHECKING:
+    from modelcodec.fit.training.method import Method
+
+METHODS: dict[str, str] = {}
+
+
+def method_named(name: str) -> Any:
+    """The class of a registered method. Raises BadRecipe."""
+    if name not in METHODS:
+        raise BadRecipe(f"there is no training method {name!r}; the methods are {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(f"modelcodec.fit.training.{module}"), attribute)
+
+
+def parse_method(text: str) -> Method:
+    """A method, or several joined by `|`, as in `n_of_m(2, 4) | coded_size(1e-7)`. Parsed, never evaluated. Raises BadRecipe."""
+    from modelcodec.fit.text import call
+    from modelcodec.fit.training.method import Joined
+
+    method: Method = reduce(Joined, [call(step, method_named) for step in text.split("|")])
+    return method
+
+
+_CLASSES = {place.partition(":")[2]: name for name, place in METHODS.items()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'modelcodec.fit.training' has no attribute {name!r}")
+    return method_named(_CLASSES[name])
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_CLASSES])
