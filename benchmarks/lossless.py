@@ -77,7 +77,8 @@ SPARE_BYTES = 1 << 20
 
 @dataclass
 class ModelCodecRun:
-    """What `modelcodec.compress` and `load` do between file and tensors: a mapped file to a container in memory, that to all tensors in new memory."""
+    """What `modelcodec.compress` and `load` do between file and tensors: a file's bytes, in memory as the peers get them, to a container in memory, that to all
+    tensors in new memory."""
 
     source: Source
     level: int
@@ -88,13 +89,12 @@ class ModelCodecRun:
         self.name = f"mcodec -{self.level}" + (" verified" if self.verify else "")
         self.settings = Settings(Recipe(), self.level, self.threads, self.verify, sha256=False)
 
-    def fresh(self) -> None:
-        pass
+    def fresh(self) -> memoryview:
+        return memoryview(self.source.path.read_bytes())
 
-    def compress(self, inputs: None) -> memoryview:
-        with mapped(self.source.path) as view:
-            out = Memory(len(view) + SPARE_BYTES)
-            compress_view(view, identify(view, self.source.path), cast(BinaryIO, out), self.settings, None)
+    def compress(self, inputs: memoryview) -> memoryview:
+        out = Memory(len(inputs) + SPARE_BYTES)
+        compress_view(inputs, identify(inputs, self.source.path), cast(BinaryIO, out), self.settings, None)
         self.coded = out.data.data[: out.size]
         return self.coded
 
