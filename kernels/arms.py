@@ -1,11 +1,14 @@
 """Which arm of the kernels runs on this processor; known before anything is compiled.
 
 An intrinsic compiled for a processor without it aborts the whole process, so an arm is chosen from what numba will compile for, never by trying. A new arm is a
-name here and a line in `rans.py`. All arms give the same bytes.
+name here and lines in `rans.py` and `class_rans.py`. All arms give the same bytes.
 
-avx512vbmi   x86-64 with AVX-512 VBMI2: tables lie in registers avx2         x86-64 with AVX2, also with less of AVX-512: vectors of 8 states, tables lie in
-memory sse41        x86-64 with SSE4.1: the same with 4 states neon         64-bit ARM: the same vector       all others: states one by one, the rest as vectors
-that LLVM makes the best of scalar       no vectors at all: where numba is told not to optimise (`NUMBA_OPT=0`), and where pointers have 32 bits
+* avx512vbmi: x86-64 with AVX-512 VBMI2. Vectors of 16 states; tables lie in registers, those of `class_rans` are gathered from.
+* avx2: x86-64 with AVX2, also with less of AVX-512. Vectors of 8 states; tables lie in memory.
+* sse41: x86-64 with SSE4.1. The same with 4 states.
+* neon: 64-bit ARM. The same with 4 states.
+* vector: all others. States go one by one, the rest as vectors that LLVM makes the best of.
+* scalar: no vectors at all, where numba is told not to optimise (`NUMBA_OPT=0`), and where pointers have 32 bits.
 """
 
 from __future__ import annotations

@@ -37,6 +37,10 @@ from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES, group_
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.class_rans_avx512 import map_row, pack_rounds, unpack_rounds
+elif arms.ARM in ("avx2", "sse41", "neon"):
+    from modelcodec.kernels.class_rans_permuted import map_row, pack_rounds, unpack_rounds
+elif arms.ARM == "vector":
+    from modelcodec.kernels.class_rans_vector import map_row, pack_rounds, unpack_rounds
 else:
     from modelcodec.kernels.class_rans_scalar import map_row, pack_rounds, unpack_rounds
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from modelcodec.kernels.jit import inlined, kernel, piece
 from modelcodec.kernels.logistic import exp2
-from modelcodec.kernels.trellis import MOST_INDEX, Code, _bits, next_state, place_of
+from modelcodec.kernels.trellis import MOST_INDEX, Code, index_bits, next_state, place_of
 
 _NEVER = 1e300
 
@@ -53,7 +53,7 @@ def _cheapest(x, importance, price, expected, reciprocal, union, odd, shifts):
         place = place_of(index, union, shifts[2 * union], shifts[2 * union + 1]) * 0.00390625
         cost = importance * (place - x) * (place - x)
         if price > 0:
-            cost += price * _bits(index, union, expected, reciprocal)
+            cost += price * index_bits(index, union, expected, reciprocal)
         if cost < best:
             best, chosen, at = cost, index, place
     return best, chosen, at

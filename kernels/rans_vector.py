@@ -2,7 +2,7 @@
 
 What belongs to a slot (unpacking) or a symbol (packing) lies in one entry of a table, so that a lane reads memory once. For some rounds at a time, one loop
 takes the states through a *step* for each round, and others turn what that left, a *code* of 16 bits for each word, into words; packing, the other way round.
-`decoder` and `coder` make an arm out of its steps; those here suit any processor.
+`decoder` and `coder` make an arm out of its steps; those here suit any processor. `class_rans_vector` has steps of its own.
 
 Word r of a round belongs to lane 16 * (r mod 4) + r / 4. Codes lie in the order of the words.
 """
@@ -36,18 +36,21 @@ from modelcodec.kernels.rans_words import (
 from modelcodec.kernels.simd import Vector, element, emit, load, loop, offset, opaque, splat, store, unsigned
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_BYTES_A_ROUND = 128
+BYTES_A_ROUND = 128
 """A round takes at most this many bytes of units, and a step touches no more."""
 
 Step = Callable[..., Any]
-"""`step(builder, states, units, codes, bits, work)` brings 64 states at an address through a round and gives the place after its units."""
+"""`step(builder, states, units, codes, bits, table)` brings 64 states at an address through a round and gives the place after its units.
+
+`table` is an address from which the step finds its entries: in `rans` that of the scratch memory.
+"""
 
 
 def _i64(number: int) -> Any:
     return ir.Constant(_I64, number)
 
 
-def _ones(builder: Any, n: Any) -> Any:
+def ones(builder: Any, n: Any) -> Any:
     """The number whose n lowest bits are set."""
     return builder.sub(builder.shl(_i64(1), n), _i64(1))
 
@@ -57,14 +60,14 @@ def word_of(lane: int) -> int:
     return 4 * (lane % 16) + lane // 16
 
 
-def _codes_of_eight(builder: Any, codes: Any, i: Any) -> Any:
+def codes_of_eight(builder: Any, codes: Any, i: Any) -> Any:
     """Address of the code of lane 8 i; the next lanes' codes lie 8 bytes further each."""
     one = _i64(1)
     first = builder.add(builder.shl(builder.and_(i, one), _i64(5)), builder.lshr(i, one))
     return element(builder, codes, 2, first)
 
 
-def _loop_over(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
+def loop_over(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
     """Emit `for i in range(count): body(i)`."""
 
     def step(current: Sequence[Any]) -> Sequence[Any]:
@@ -85,11 +88,11 @@ def _store_note(builder: Any, work: Any, k: Any, half: int, mask: Vector) -> Non
 
 def lane_by_lane(builder: Any, states: Any, units: Any, codes: Any, bits: Any, work: Any) -> Any:
     """A step of unpacking; stores codes, with something else in the bits above."""
-    slots, up, table = _ones(builder, bits), builder.sub(_i64(32), bits), offset(builder, work, ENTRIES)
+    slots, up, table = ones(builder, bits), builder.sub(_i64(32), bits), offset(builder, work, ENTRIES)
 
     def eight(current: Sequence[Any]) -> Sequence[Any]:
         units, i = current
-        states_here, codes_here = element(builder, states, 32, i), _codes_of_eight(builder, codes, i)
+        states_here, codes_here = element(builder, states, 32, i), codes_of_eight(builder, codes, i)
         for lane in range(8):
             state = offset(builder, states_here, 4 * lane)
             x = unsigned(builder, state, 32)
@@ -105,9 +108,14 @@ def lane_by_lane(builder: Any, states: Any, units: Any, codes: Any, bits: Any, w
     return loop(builder, [units, _i64(0)], lambda current: builder.icmp_signed("<", current[1], _i64(8)), eight)[0]
 
 
+@emit(types.void(*(int64,) * 4))
+def _no_classes(builder: Any, codes: Any, classes: Any, count: Any, bits: Any) -> None:
+    """What a step of `rans` needs to find in codes: nothing more."""
+
+
 def _state_loop(step: Step) -> Any:
     @emit(types.UniTuple(int64, 2)(*(int64,) * 7))
-    def rounds(builder: Any, units: Any, limit: Any, count: Any, codes: Any, bits: Any, states: Any, work: Any) -> Any:
+    def rounds(builder: Any, units: Any, limit: Any, count: Any, codes: Any, bits: Any, states: Any, table: Any) -> Any:
         """Codes of `count` rounds, less where units could be read past `limit`. Returns rounds, place after the units."""
 
         def more(current: Any) -> Any:
@@ -116,7 +124,7 @@ def _state_loop(step: Step) -> Any:
 
         def body(current: Any) -> Any:
             units, i = current
-            return step(builder, states, units, element(builder, codes, 128, i), bits, work), builder.add(i, _i64(1))
+            return step(builder, states, units, element(builder, codes, 128, i), bits, table), builder.add(i, _i64(1))
 
         units, i = loop(builder, [units, _i64(0)], more, body)
         return i, units
@@ -130,11 +138,10 @@ def _state_loop(step: Step) -> Any:
 def _word_loop(by_rank: bool, join: Callable[..., list[Vector]]) -> Any:
     @emit(types.void(*(int64,) * 4, Planes, *(int64,) * 6))
     def rounds(
-        builder: Any, codes: Any, count: Any, k: Any, to: Any, planes: Any, s: Any, r: Any, bits: Any, first: Any, escape: Any, work: Any
+        builder: Any, codes: Any, count: Any, k: Any, to: Any, planes: Any, s: Any, r: Any, first: Any, escape: Any, most: Any, work: Any
     ) -> None:  # fmt: skip
         """Words, and notes, from the codes of `count` rounds, of which the first is the k-th 64 words."""
-        mask = splat(builder, _ones(builder, builder.sub(_i64(32), builder.shl(bits, _i64(1)))), 16, 16)
-        base, escape_code = splat(builder, first, 16, 16), splat(builder, escape, 16, 16)
+        mask, base, escape_code = (splat(builder, x, 16, 16) for x in (most, first, escape))
 
         def body(i: Any) -> None:
             source, at = element(builder, codes, 128, i), builder.add(k, i)
@@ -149,7 +156,7 @@ def _word_loop(by_rank: bool, join: Callable[..., list[Vector]]) -> Any:
             for part, word in enumerate(join(builder, symbols, block_places(builder, planes, at), s, r)):
                 store(offset(builder, element(builder, to, 128, i), 32 * part), word)
 
-        _loop_over(builder, count, body)
+        loop_over(builder, count, body)
 
     return rounds
 
@@ -190,13 +197,16 @@ def _decoding_entries(bits, n_symbols, escape, base, escape_code, work):
             at += 4
 
 
-def decoder(step: Step) -> Any:
-    """`unpack_rounds` of an arm, from its step."""
+def group_decoder(step: Step, put_classes: Any = _no_classes) -> Any:
+    """What unpacks a group, from an arm's step and what puts classes into codes for it."""
     state_rounds = _state_loop(step)
 
-    @piece(types.UniTuple(int64, 2)(*(int64,) * 15))
-    def unpack_group(kind, s, units, limit, out, rest, low, n, bits, k, count, base, escape_code, work, states):
-        """`count` rounds of a group from the k-th 64 words on, fewer where units run out. Returns rounds, place after the units."""
+    @piece(types.UniTuple(int64, 2)(*(int64,) * 18))
+    def unpack_group(kind, s, units, limit, out, rest, low, n, bits, k, count, base, escape_code, most, table, classes, work, states):
+        """`count` rounds of a group from the k-th 64 words on, fewer where units run out. Returns rounds, place after the units.
+
+        A code, in the bits of `most`, is the symbol less `base`, or the rank if that is negative.
+        """
         split = kind >= SPLIT2
         r = s + 1 if split else 0
         planes = plane_places(rest, n, r, work + NUMBERS)
@@ -204,15 +214,16 @@ def decoder(step: Step) -> Any:
         done, i, now = int64(0), int64(0), int64(0)
         while i == now and done < count:
             now = min(count - done, ROUNDS_AT_ONCE)
-            i, units = state_rounds(units, limit, now, codes, bits, states, work)
             here = k + done
+            put_classes(codes, classes + 64 * here, now, bits)
+            i, units = state_rounds(units, limit, now, codes, bits, states, table)
             to = out + 128 * here if U1 < kind < SPLIT4 else codes
             if s == 7 and split and base == 0:
-                _words_bfloat16(codes, i, here, to, planes, s, r, bits, base, escape_code, work)
+                _words_bfloat16(codes, i, here, to, planes, s, r, base, escape_code, most, work)
             elif base >= 0:
-                _words(codes, i, here, to, planes, s, r, bits, base, escape_code, work)
+                _words(codes, i, here, to, planes, s, r, base, escape_code, most, work)
             else:
-                _words_by_rank(codes, i, here, to, planes, s, r, bits, base, escape_code, work)
+                _words_by_rank(codes, i, here, to, planes, s, r, base, escape_code, most, work)
             if kind == U1:
                 for j in range(i):
                     narrow_words(out + 64 * (here + j), to + 128 * j)
@@ -221,6 +232,13 @@ def decoder(step: Step) -> Any:
                     join_u32(out + 256 * (here + j), to + 128 * j, low + 128 * (here + j))
             done += i
         return done, units
+
+    return unpack_group
+
+
+def decoder(step: Step) -> Any:
+    """`unpack_rounds` of an arm, from its step."""
+    unpack_group = group_decoder(step)
 
     @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
     def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a, bits, groups, n_symbols, escape, work):
@@ -236,11 +254,11 @@ def decoder(step: Step) -> Any:
         if escape_code < 0:
             base, escape_code = int64(-1), n_symbols
         _decoding_entries(bits, n_symbols, escape, base, escape_code, work)
-        limit = payload_end - _BYTES_A_ROUND
-        done, a = unpack_group(kind, s, payload, limit, out, rest, low, n, bits, int64(0), whole, base, escape_code, work, work + STATES)
+        limit, most = payload_end - BYTES_A_ROUND, (int64(1) << (32 - 2 * bits)) - 1
+        done, a = unpack_group(kind, s, payload, limit, out, rest, low, n, bits, int64(0), whole, base, escape_code, most, work, 0, work, work + STATES)
         if groups == 1:
             return done, a, middle
-        done_b, b = unpack_group(kind, s, middle, limit, out, rest, low, n, bits, n_a >> 6, whole, base, escape_code, work, work + STATES + 256)
+        done_b, b = unpack_group(kind, s, middle, limit, out, rest, low, n, bits, n_a >> 6, whole, base, escape_code, most, work, 0, work, work + STATES + 256)
         return min(done, done_b), a, b
 
     return unpack_rounds
@@ -260,7 +278,7 @@ def lane_by_lane_backwards(builder: Any, states: Any, units: Any, codes: Any, bi
     def eight(current: Sequence[Any]) -> Sequence[Any]:
         units, left = current
         i = builder.sub(left, _i64(1))
-        states_here, codes_here = element(builder, states, 32, i), _codes_of_eight(builder, codes, i)
+        states_here, codes_here = element(builder, states, 32, i), codes_of_eight(builder, codes, i)
         for lane in range(7, -1, -1):
             state, code = offset(builder, states_here, 4 * lane), offset(builder, codes_here, 8 * lane)
             entry = memory.load(builder, element(builder, table, 8, unsigned(builder, code, 16)), _I64)
@@ -281,32 +299,35 @@ def lane_by_lane_backwards(builder: Any, states: Any, units: Any, codes: Any, bi
 
 def _state_loop_backwards(step: Step) -> Any:
     @emit(int64(*(int64,) * 6))
-    def rounds(builder: Any, units: Any, count: Any, codes: Any, bits: Any, states: Any, work: Any) -> Any:
+    def rounds(builder: Any, units: Any, count: Any, codes: Any, bits: Any, states: Any, table: Any) -> Any:
         """`count` rounds, the last one first. Returns the place after the units."""
 
         def body(current: Any) -> Any:
             units, left = current
             i = builder.sub(left, _i64(1))
-            return step(builder, states, units, element(builder, codes, 128, i), bits, work), i
+            return step(builder, states, units, element(builder, codes, 128, i), bits, table), i
 
         return loop(builder, [units, count], lambda current: builder.icmp_signed(">", current[1], _i64(0)), body)[0]
 
     return rounds
 
 
-@emit(types.void(*(int64,) * 4, Planes, *(int64,) * 4))
-def _codes(builder: Any, codes: Any, words: Any, count: Any, k: Any, planes: Any, s: Any, r: Any, mask: Any, first: Any) -> None:
-    """Codes of `count` rounds, of which the first is the k-th 64 words, and their rest."""
-    shift, all_bits, base, below = (splat(builder, x, 16, 32) for x in (s, mask, first, _ones(builder, s)))
+def _code_loop(most: int) -> Any:
+    @emit(types.void(*(int64,) * 4, Planes, *(int64,) * 4))
+    def rounds(builder: Any, codes: Any, words: Any, count: Any, k: Any, planes: Any, s: Any, r: Any, mask: Any, first: Any) -> None:
+        """Codes of `count` rounds, of which the first is the k-th 64 words, and their rest. A code is the symbol less `first`, but at most `most`."""
+        shift, all_bits, base, below = (splat(builder, x, 16, 32) for x in (s, mask, first, ones(builder, s)))
 
-    def body(i: Any) -> None:
-        source, to = element(builder, words, 128, i), element(builder, codes, 128, i)
-        here = [load(builder, offset(builder, source, half), 16, 32) for half in (0, 64)]
-        store_rest(builder, block_places(builder, planes, builder.add(k, i)), r, [word & below | (word >> 15) << shift for word in here])
-        for half, word in zip((0, 64), here, strict=True):
-            store(offset(builder, to, half), (((word & all_bits) >> shift) - base).least(_N_NEAR - 1))
+        def body(i: Any) -> None:
+            source, to = element(builder, words, 128, i), element(builder, codes, 128, i)
+            here = [load(builder, offset(builder, source, half), 16, 32) for half in (0, 64)]
+            store_rest(builder, block_places(builder, planes, builder.add(k, i)), r, [word & below | (word >> 15) << shift for word in here])
+            for half, word in zip((0, 64), here, strict=True):
+                store(offset(builder, to, half), (((word & all_bits) >> shift) - base).least(most))
 
-    _loop_over(builder, count, body)
+        loop_over(builder, count, body)
+
+    return rounds
 
 
 @emit(uint64(*(int64,) * 4))
@@ -345,18 +366,17 @@ def _coding_entries(bits, n_symbols, escape, work):
             store_u64(work + ENTRIES + 8 * (load_u16(work + VALUE + 2 * rank) - first), entry)
 
 
-def coder(step: Step) -> Any:
-    """`pack_rounds` of an arm, from its step."""
-    state_rounds = _state_loop_backwards(step)
+def group_coder(step: Step, most: int, put_classes: Any = _no_classes) -> Any:
+    """What packs a group, from an arm's step, the largest code, which is always an escape, and what puts classes into codes for the step."""
+    code_rounds, state_rounds = _code_loop(most), _state_loop_backwards(step)
 
-    @piece(types.Tuple((int64, uint64))(*(int64,) * 12))
-    def pack_group(kind, s, words, rest, low, n, k, count, bits, units, work, states):
+    @piece(types.Tuple((int64, uint64))(*(int64,) * 15))
+    def pack_group(kind, s, words, rest, low, n, k, count, bits, units, first, table, classes, work, states):
         """`count` rounds of a group, backwards, down to the k-th 64 words. Returns the place after the units, and a number that is 0 if nothing was escaped."""
         split = kind >= SPLIT2
         r, mask = (s + 1, 32767) if split else (0, 65535)
         planes = plane_places(rest, n, r, work + NUMBERS)
-        first, escapes = load_u16(work + VALUE), uint64(0)
-        codes = work + HALVES
+        codes, escapes = work + HALVES, uint64(0)
         while count:
             now = min(count, ROUNDS_AT_ONCE)
             count -= now
@@ -370,20 +390,29 @@ def coder(step: Step) -> Any:
                 source = codes
                 for j in range(now):
                     split_u32(words + 256 * (here + j), codes + 128 * j, low + 128 * (here + j))
-            _codes(codes, source, now, here, planes, s, r, mask, first)
-            units = state_rounds(units, now, codes, bits, states, work)
+            code_rounds(codes, source, now, here, planes, s, r, mask, first)
+            put_classes(codes, classes + 64 * here, now, bits)
+            units = state_rounds(units, now, codes, bits, states, table)
             escapes |= _notes(codes, now, here, work)
         return units, escapes
+
+    return pack_group
+
+
+def coder(step: Step) -> Any:
+    """`pack_rounds` of an arm, from its step."""
+    pack_group = group_coder(step, _N_NEAR - 1)
 
     @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
     def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work):
         """Code the first `whole` rounds of each group, backwards, if the table suits. Returns rounds that are left, and the places after the units."""
-        if n_symbols > 255 or load_u16(work + VALUE + 2 * (n_symbols - 1)) - load_u16(work + VALUE) >= _N_NEAR - 1:
+        base = load_u16(work + VALUE)
+        if n_symbols > 255 or load_u16(work + VALUE + 2 * (n_symbols - 1)) - base >= _N_NEAR - 1:
             return whole, a, b
         _coding_entries(bits, n_symbols, escape, work)
-        a, escapes = pack_group(kind, s, words, rest, low, n, int64(0), whole, bits, a, work, work + STATES)
+        a, escapes = pack_group(kind, s, words, rest, low, n, int64(0), whole, bits, a, base, work, 0, work, work + STATES)
         if groups == 2:
-            b, found = pack_group(kind, s, words, rest, low, n, n_a >> 6, whole, bits, b, work, work + STATES + 256)
+            b, found = pack_group(kind, s, words, rest, low, n, n_a >> 6, whole, bits, b, base, work, 0, work, work + STATES + 256)
             escapes |= found
         if escapes and escape == 0:
             return int64(0), int64(0), int64(0)

@@ -57,7 +57,7 @@ def place_of(index, union, inner, outer):
 
 
 @inlined
-def _bits(index, union, expected, reciprocal):
+def index_bits(index, union, expected, reciprocal):
     """Bits, in 1/256, of an index under a logistic forecast."""
     magnitude = abs(index)
     edge = 256 >> union
@@ -88,7 +88,7 @@ def _candidates(x, importance, price, expected, reciprocal, shifts, costs, indic
             off = x - place_of(index, union, shifts[2 * union], shifts[2 * union + 1]) * 0.00390625
             cost = importance * off * off
             if price > 0:
-                cost += price * _bits(index, union, expected, reciprocal)
+                cost += price * index_bits(index, union, expected, reciprocal)
             if cost < best:
                 best, chosen = cost, index
         costs[subset], indices[subset] = best, chosen

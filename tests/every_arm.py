@@ -1,4 +1,7 @@
-"""What every arm of the kernels has to do, in one function that `test_arms` and `run_on_arm.sh` call on different processors; needs numpy and numba alone."""
+"""What every arm of the kernels has to do, in one function that `test_arms` and `run_on_arm.sh` call on different processors.
+
+Needs numpy, numba and xxhash alone.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import hashlib
 import mmap
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import kernel_rows
 import numpy as np
 
-from modelcodec.kernels import arms, frequencies, planes, rans
+from modelcodec.kernels import arms, class_rans, frequencies, planes, rans
 
 Array = kernel_rows.Array
 
@@ -26,6 +29,15 @@ class Stream:
     table: frequencies.Table
     lanes_log2: int
     groups: int
+    classes: class_rans.Classes | None = None
+    """Coded by class_rans, in the place of the table, as words of the group from `first` on."""
+    first: int = 0
+
+    @property
+    def symbols(self) -> Array:
+        if self.low_bits is None:
+            return self.words
+        return self.words >> (8 * self.words.itemsize - 16 + self.low_bits) & (1 << (15 - self.low_bits)) - 1
 
     @property
     def symbol_width(self) -> int:
@@ -57,7 +69,19 @@ def streams(seed: int) -> Iterator[Stream]:
             words = noise & ~(most << up) | symbols << up
         known = symbols[:: int(draw.choice((1, 1, 1, 3)))]  # a table need not know every word, nor have an escape
         lanes_log2, groups = ((6, 1), (6, 2), (6, 2), (6, 2), (3, 1))[int(draw.integers(5))]
-        yield Stream(words.astype(kernel_rows.WORD[width]), low_bits, _table(known, bits, bool(draw.integers(2))), lanes_log2, groups)
+        stream = Stream(words.astype(kernel_rows.WORD[width]), low_bits, _table(known, bits, bool(draw.integers(2))), lanes_log2, groups)
+        yield stream
+        yield _classed(stream, min(bits, class_rans.MOST_BITS), draw)
+
+
+def _classed(stream: Stream, bits: int, draw: np.random.Generator) -> Stream:
+    """The same words with classes, whose tables each know some of them."""
+    n, columns, first, k = stream.words.size, int(draw.choice((1, 7, 64, 77, 1000))), int(draw.integers(99)), int(draw.choice((1, 2, 32)))
+    scales = [draw.integers(class_rans.SCALES, size=size, dtype=np.uint8) for size in ((first + n) // columns + 1, columns)]
+    class_of = draw.integers(k, size=class_rans.SUMS, dtype=np.uint8)
+    known = stream.symbols[stream.symbols < class_rans.ESCAPE]
+    tables = tuple(_table(known[:: int(draw.integers(1, 4))] if known.size else np.zeros(1), bits, True) for _ in range(k))
+    return replace(stream, classes=class_rans.Classes(scales[0], scales[1], class_of, tables), first=first)
 
 
 @dataclass(frozen=True)
@@ -81,13 +105,18 @@ def _put(place: Place, array: Array) -> Array:
 def pack(stream: Stream, place: Place) -> Coded:
     x = _put(place, stream.words)
     out = place(rans.pack_bound(x.size, stream.symbol_width, stream.lanes_log2, stream.groups))
-    rest, low = place(0), None
-    if stream.low_bits is None:
-        packed = rans.pack(x, stream.table, stream.lanes_log2, stream.groups, out)
-    else:
+    rest, low, lanes = place(0), None, (stream.lanes_log2, stream.groups)
+    if stream.low_bits is not None:
         rest = place(planes.planes_size(x.size, stream.low_bits + 1))
         low = place(2 * x.size).view(np.uint16) if x.itemsize == 4 else None
-        packed = rans.pack_split(x, stream.low_bits, stream.table, stream.lanes_log2, stream.groups, out, rest, low)
+    if stream.low_bits is None and stream.classes is None:
+        packed = rans.pack(x, stream.table, *lanes, out)
+    elif stream.low_bits is None:
+        packed = class_rans.pack(x, *lanes, stream.classes, stream.first, out)
+    elif stream.classes is None:
+        packed = rans.pack_split(x, stream.low_bits, stream.table, *lanes, out, rest, low)
+    else:
+        packed = class_rans.pack_split(x, stream.low_bits, *lanes, stream.classes, stream.first, out, rest, low)
     return Coded(out[: packed.n_bytes], packed, rest, low)
 
 
@@ -95,10 +124,14 @@ def unpack(stream: Stream, coded: Coded, place: Place) -> tuple[frequencies.Stat
     payload, rest = _put(place, coded.payload), _put(place, coded.rest)
     low = None if coded.low is None else _put(place, coded.low)
     out = place(stream.words.nbytes).view(stream.words.dtype)
-    how = stream.table, stream.lanes_log2, stream.groups, coded.packed.units_a, coded.packed.units_b, coded.packed.n_escapes
+    how = stream.lanes_log2, stream.groups, coded.packed.units_a, coded.packed.units_b, coded.packed.n_escapes
+    if stream.low_bits is None and stream.classes is None:
+        return rans.unpack(payload, stream.table, *how, out), out
     if stream.low_bits is None:
-        return rans.unpack(payload, *how, out), out
-    return rans.unpack_split(payload, *how, stream.low_bits, rest, low, out), out
+        return class_rans.unpack(payload, *how, stream.classes, stream.first, out), out
+    if stream.classes is None:
+        return rans.unpack_split(payload, stream.table, *how, stream.low_bits, rest, low, out), out
+    return class_rans.unpack_split(payload, *how, stream.classes, stream.first, stream.low_bits, rest, low, out), out
 
 
 def damaged(stream: Stream, coded: Coded, source: random.Random) -> Coded:
@@ -142,7 +175,7 @@ class Guarded:
 def work(seeds: range = range(3)) -> tuple[str, str]:
     """The arm, and a digest of everything it gives: payloads, words, and what it finds wrong in damaged payloads."""
     for row in kernel_rows.KERNEL_ROWS:
-        if row.name.startswith("rans."):
+        if row.name.startswith(("rans.", "class_rans.")):
             for seed in range(20):
                 assert row.run(*row.inputs(random.Random(seed))) == row.reference(*row.inputs(random.Random(seed))), f"{row.name}, case {seed}"
     digest, source = hashlib.sha256(), random.Random(1)
@@ -151,7 +184,7 @@ def work(seeds: range = range(3)) -> tuple[str, str]:
         for stream in streams(seed):
             place = Guarded() if hasattr(mmap, "MAP_PRIVATE") else lambda n_bytes: np.empty(n_bytes, np.uint8)
             if isinstance(place, Guarded):
-                rans.scratch = place.scratch
+                rans.scratch = class_rans.scratch = place.scratch
             try:
                 coded = pack(stream, place)
                 digest.update(repr(coded.packed).encode())
@@ -163,7 +196,7 @@ def work(seeds: range = range(3)) -> tuple[str, str]:
                 assert (out == stream.words).all(), stream
                 digest.update(bytes(int(unpack(stream, damaged(stream, coded, source), place)[0]) for _ in range(3)))
             finally:
-                rans.scratch = own_scratch
+                rans.scratch = class_rans.scratch = own_scratch
     return arms.ARM, digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run the kernels once as an ARM processor would: `tests/run_on_arm.sh [FOLDER]`, on Debian or Ubuntu with qemu-user (`apt-get install qemu-user`) and this project's
-# Python. Downloads Python, numpy and numba for ARM into FOLDER (default: the user's cache), some 100 MB, and finds them there the next time. Changes nothing else.
+# Python. Downloads Python, numpy, numba and xxhash for ARM into FOLDER (default: the user's cache), some 100 MB, and finds them there the next time. Changes nothing else.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/modelcodec-arm}
@@ -20,7 +20,8 @@ if [ ! -e "$folder/complete" ]; then
     version=$(basename "$(readlink -f "$folder/system/usr/bin/python3")")
     python3 -m pip download --quiet --dest "$folder/wheels" --only-binary=:all: --python-version "${version#python}" \
         --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
-        "numpy==$(python3 -c 'import numpy; print(numpy.__version__)')" "numba==$(python3 -c 'import numba; print(numba.__version__)')"
+        "numpy==$(python3 -c 'import numpy; print(numpy.__version__)')" "numba==$(python3 -c 'import numba; print(numba.__version__)')" \
+        "xxhash==$(python3 -c 'import xxhash; print(xxhash.VERSION)')"
     for wheel in "$folder"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$folder/site"; done
     rm -rf "$folder/apt" "$folder/wheels"
     : > "$folder/complete"
