@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from struct import Struct
@@ -356,33 +356,35 @@ class Container:
 
     def decode_frames(self, entry: Entry, first: int, out: Array) -> list[int]:
         """Decode as many frames from number `first` on as fill `out` (u1, aligned to the words), several in one kernel call; returns their digests."""
-        word = entry.spec.dtype.word
-        step = entry.frame_words * word
-        n = -(-out.size // step)
-        places = [(first + i, i * step, min((i + 1) * step, out.size)) for i in range(n)]
-        if not entry.coded or entry.shared or word not in (2, 4):
-            return [self.decode_frame(entry, number, out[start:end].view(frames.WORD[word])) for number, start, end in places]
+        return self.decode_runs([(entry, first, out)])[0]
+
+    def decode_runs(self, runs: Sequence[tuple[Entry, int, Array]]) -> list[list[int]]:
+        """The same for frames of several entries, each with the number of the first and what they fill."""
         # Held until the kernel is done, which has but its address: whoever is interrupted meanwhile must not unmap it.
         held = np.frombuffer(self.buffer, np.uint8)
-        rows = np.empty((n, frames.RUN_COLUMNS), np.int64)
-        rows[:, 0] = entry.frame_starts[first : first + n] + np.uint64(entry.start + address_of(held))
-        rows[:, 1] = entry.frame_ends[first : first + n] - entry.frame_starts[first : first + n]
-        rows[:, 2:] = [(number, address_of(out) + start, (end - start) // word) for number, start, end in places]
-        digests, decoded = frames.decode_run(rows, word)
+        source = address_of(held)
+        pieces = [(k, *piece) for k, run in enumerate(runs) for piece in _pieces(*run)]
+        digests: list[list[int]] = [[] for _ in runs]
+        rows: dict[int, list[tuple[int, ...]]] = {2: [], 4: []}
+        for _, entry, number, out in pieces:
+            if _is_usual(entry):
+                start, end = entry.span(number)
+                rows[entry.spec.dtype.word].append((source + start, end - start, number, address_of(out), out.size))
+        found = {word: zip(*frames.decode_run(np.array(of_word), word), strict=True) for word, of_word in rows.items() if of_word}
         del held
-        if first + n == entry.n_frames:
-            self._check_padding(entry)
-        return [
-            int(digest) if good else self.decode_frame(entry, number, out[start:end].view(frames.WORD[word]))
-            for digest, good, (number, start, end) in zip(digests, decoded, places, strict=True)
-        ]
+        for k, entry, number, out in pieces:
+            digest, decoded = next(found[entry.spec.dtype.word]) if _is_usual(entry) else (0, False)
+            if decoded and number == entry.n_frames - 1:
+                self.check_padding(entry)
+            digests[k].append(int(digest) if decoded else self.decode_frame(entry, number, out))
+        return digests
 
     def decode_frame(self, entry: Entry, number: int, out: Array) -> int:
         """Decode a frame of an ordinary or coded entry into `out` (u1, u2, u4 or u8 words); returns its digest."""
         if entry.coded:
             start, end = entry.span(number)
             if number == entry.n_frames - 1:
-                self._check_padding(entry)
+                self.check_padding(entry)
             context = self.context(entry, number)
             try:
                 return frames.decode(self.buffer[start:end], number, out, f"{self.where}: {entry.name}, frame {number} at byte {start}", context)
@@ -398,7 +400,7 @@ class Container:
             raise CorruptFile(f"{self.where}: {entry.name}, byte {start}: the digest of the stored bytes does not match; the file is damaged, fetch it again")
         return digest
 
-    def _check_padding(self, entry: Entry) -> None:
+    def check_padding(self, entry: Entry) -> None:
         """With the last frame, so that opening a file touches no more than header and directory."""
         if any(self.buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
             raise CorruptFile(f"{self.where}: the padding of {entry.name!r} is not zero; the file is damaged, fetch it again")
@@ -466,6 +468,18 @@ class Container:
             if entry.role == LOSSES_ROLE:
                 return _read_losses(self.decode_entry(entry), self.entries, self.where)
         return {}
+
+
+def _is_usual(entry: Entry) -> bool:
+    """Whether an entry's frames may be of the kind that several at once are decoded of."""
+    return entry.coded and not entry.shared and entry.spec.dtype.word in (2, 4)
+
+
+def _pieces(entry: Entry, first: int, out: Array) -> Iterator[tuple[Entry, int, Array]]:
+    """The frames of an entry that fill `out` from number `first` on, each with its words in it."""
+    words = out.view(frames.WORD[entry.spec.dtype.word])
+    for number, at in enumerate(range(0, words.size, entry.frame_words), first):
+        yield entry, number, words[at : at + entry.frame_words]
 
 
 def check_tensor_digest(entry: Entry, digests: Iterable[int], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Bit planes, masks and palettes: kernels between words and their parts (docs/stages.md: split_float, sparse, palette).
+"""Bit planes and palettes: kernels between words and their parts (docs/stages.md: split_float, palette).
 
 All kernels take arrays that the caller allocated, check nothing but what they return as a status, and write only inside the given arrays.
 """
@@ -18,7 +18,6 @@ BLOCK = 64
 OK = 0
 PADDING = 1
 RANGE = 2
-COUNT = 3
 
 
 def planes_size(n: int, bits: int) -> int:
@@ -117,48 +116,6 @@ def unpack_planes(planes, bits, numbers):
     if bits & 1 and at >= 0:
         at = _unpack_1(planes, at, shift, numbers)
     return OK if at >= 0 else PADDING
-
-
-@kernel
-def split_mask(x, fill, mask, values):
-    """The fills of x as cleared bits of mask (u1[ceil(n / 8)]), the others to values, which has room for all. Returns their number."""
-    n, z = x.size, 0
-    for i in range(mask.size):
-        byte = 0
-        for j in range(min(8, n - 8 * i)):
-            value = x[8 * i + j]
-            values[z] = value
-            if value != fill:
-                byte |= 1 << j
-                z += 1
-        mask[i] = byte
-    return z
-
-
-@kernel
-def merge_mask(mask, values, fill, out):
-    """The reverse.
-
-    mask and values are untrusted. Returns OK; COUNT where the ones are not as many as the values; PADDING for bits past the end; RANGE for a value that is
-    the fill.
-    """
-    n, z, n_values = out.size, 0, values.size
-    for i in range(mask.size):
-        byte = mask[i]
-        for j in range(8):
-            place = 8 * i + j
-            if (byte >> j) & 1:
-                if place >= n:
-                    return PADDING
-                if z >= n_values:
-                    return COUNT
-                if values[z] == fill:
-                    return RANGE
-                out[place] = values[z]
-                z += 1
-            elif place < n:
-                out[place] = fill
-    return OK if z == n_values else COUNT
 
 
 @kernel

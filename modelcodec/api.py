@@ -211,7 +211,7 @@ def load(data: bytes | memoryview, framework: Framework = "np", *, threads: int 
 
 
 def _all(file: TensorFile) -> dict[str, Any]:
-    return {name: file.get_tensor(name) for name in list(file.keys())}
+    return file.get_tensors()
 
 
 def save(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, *, level: int | None = None, recipe: Recipe | None = None) -> bytes:

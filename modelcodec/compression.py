@@ -71,11 +71,8 @@ class _Piece:
     data: memoryview
     same: int | None
     base: OpenTensor | None = None
-
-    @property
-    def stays(self) -> bool:
-        """Empty and 0-d tensors stay ordinary entries."""
-        return self.item.role == container.TENSOR_ROLE and (not self.item.spec.shape or not len(self.data))
+    stays: bool = False
+    """Kept as an ordinary entry, without a try at coding it."""
 
 
 def compress_view(
@@ -93,8 +90,8 @@ def compress_view(
     memory: two frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
     """
     chosen = base.chosen(source, checkpoint.extents)
-    pieces, tail = _pieces(source, checkpoint, fitted, chosen)
     settings = replace(settings, recipe=Recipe((*(Rule(escape(name), plan=tensor.plan) for name, tensor in fitted.tensors.items()), *settings.recipe.rules)))
+    pieces, tail = _pieces(source, checkpoint, fitted, chosen, settings)
     digest = hashlib.sha256(source).digest() if settings.sha256 else None
     reserve = len(source) > IN_MEMORY_BYTES
     memory = BytesIO()
@@ -256,7 +253,7 @@ def _same(a: Array, b: Array) -> bool:
     return all(bool((x[at : at + step] == y[at : at + step]).all()) for at in range(0, x.size, step)) and bool((a[n:] == b[n:]).all())
 
 
-def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted, chosen: Chosen) -> tuple[list[_Piece], int]:
+def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted, chosen: Chosen, settings: Settings) -> tuple[list[_Piece], int]:
     """The entries in the order of the container, and the skeleton's bytes after the last tensor."""
     n_own = 1 + bool(checkpoint.views) + bool(fitted.tensors)
     gaps, at = [], 0
@@ -277,7 +274,8 @@ def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted, chosen: 
         data = source[extent.offset : extent.end] if found is None else found.words.view(np.uint8).data
         same = finder.find(data, len(pieces)) if extent.spec.shape and len(data) else None
         reference, base = against if against and found is None else (None, None)
-        pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap, reference), data, same, base))
+        stays = not extent.spec.shape or not len(data) or (base is None and settings.recipe.leaves(extent.spec, len(data), settings.level))
+        pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap, reference), data, same, base, stays))
     return pieces, len(source) - at
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Limits:
     """Caps that hold before anything is allocated.
 
-    The format's own constants (`frame_bytes`, `nodes`, `depth`, `dimensions`) are part of the specification; the others protect the machine and may be raised.
+    The format's own constants (`frame_bytes`, `nodes`, `depth`, `dimensions`, `frame_signs`) are part of the specification; the others protect the machine and
+    may be raised.
     """
 
     header_bytes: int = 100_000_000
@@ -23,6 +24,8 @@ class Limits:
     depth: int = 8
     frame_arrays: int = 8
     """The arrays of all nodes of a frame hold at most this many times the frame's bytes, plus 64 KiB."""
+    frame_signs: int = 1 << 28
+    """Pseudo-random signs that a frame of seedbasis sums up, some tens of milliseconds of work; constants of few bytes may stand for its coefficients."""
     zstd_window: int = 1 << 23
     skeleton_bytes: int = 1 << 30
     """Skeleton kept in memory while a file is restored: headers, pickles, zip records, ONNX graphs without their weights."""

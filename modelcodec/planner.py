@@ -18,7 +18,7 @@ from modelcodec.stages.constant import Constant
 from modelcodec.stages.fields import Fields
 from modelcodec.stages.palette import MOST, Palette
 from modelcodec.stages.planes import Planes
-from modelcodec.stages.rans import VECTOR_WORDS, Rans
+from modelcodec.stages.rans import LANE_WORDS, VECTOR_WORDS, Rans
 from modelcodec.stages.raw import Raw
 from modelcodec.stages.sparse import Sparse
 from modelcodec.stages.split_float import SplitFloat
@@ -36,6 +36,7 @@ _TABLE_BITS = {FAST: 8, DEFAULT_LEVEL: 11, SMALL: 12}
 """Tables of 8 bits decode fastest, but hold no more than exponents."""
 _SAMPLE = {FAST: 16, DEFAULT_LEVEL: 4, SMALL: 1}
 """A table is made from one in so many words, where there are many."""
+_LANE_WORDS = {FAST: LANE_WORDS // 8, DEFAULT_LEVEL: LANE_WORDS, SMALL: LANE_WORDS}
 _BYTE_TABLE_BITS = {FAST: 11, DEFAULT_LEVEL: 12, SMALL: 12}
 _ZSTD_LEVEL = {FAST: 1, DEFAULT_LEVEL: 5, SMALL: 19}
 
@@ -52,7 +53,10 @@ _EXPONENT_AT = {"BF16": 7, "F16": 10, "F32": 7}
 _WIDE_FLOATS = {"F32": ((BFLOAT16, 16, "BF16"), (FLOAT16, 13, "F16")), "F64": ((FLOAT32, 29, "F32"),)}
 """dtype -> (kind of widen, low bits that are zero then, dtype that it is in truth)"""
 
-_SAMPLE_WORDS = 1 << 15
+LEAST_BYTES = {FAST: 4096, DEFAULT_LEVEL: 256, SMALL: 64}
+"""Shorter tensors stay as they are: each costs a table, and as much time as hundreds of times its bytes in a long one."""
+
+_SAMPLE_WORDS = {FAST: 1 << 13, DEFAULT_LEVEL: 1 << 15, SMALL: 1 << 15}
 _FAST_WORDS = 1 << 17
 _ZSTD_SAMPLE, _ZSTD_SAMPLES = 1 << 14, 4
 _SHORT_BYTES = 1 << 15
@@ -65,8 +69,8 @@ _ZSTD_SLOW = {FAST: 2, DEFAULT_LEVEL: 1, SMALL: 0}
 """zstd decodes at half the speed of rans: where speed counts it must save so many 64ths."""
 _ZSTD_NEAR = 64
 """zstd at full strength is tried where at its quickest it takes at most one part in so many more than order 0."""
-_SPARSE_SHARE = 32
-"""Zeros are masked from one in this many words on: below that they cost little as symbols."""
+_SPARSE_SHARE = {FAST: 32, DEFAULT_LEVEL: 32, SMALL: 32}
+"""Zeros are masked from one in this many words on: below that they cost little as symbols, and masks cost time."""
 _TABLE_SYMBOL_BITS = 8
 _STREAM_BITS = 8 * 24
 
@@ -165,7 +169,7 @@ def _has_repeats(plan: Plan) -> bool:
 
 def _table_bits(plan: Plan, x: Array) -> int:
     """What the top 16 bits of floats take with a table of their own."""
-    return _Survey.of(x, (plan.stage.low_bits,)).bits(plan.stage.low_bits) if isinstance(plan.stage, SplitFloat) else 0
+    return _Survey.of(x, (plan.stage.low_bits,), SMALL).bits(plan.stage.low_bits) if isinstance(plan.stage, SplitFloat) else 0
 
 
 def _with_classes(plan: Plan, low_bits: int) -> Plan:
@@ -212,7 +216,7 @@ def is_constant(x: Array) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """What a sample of about 32 Ki words, spread over x, shows: its size, its zeros, the or of its words, and counts of its symbols at the finest cut."""
+    """What a sample of some 8 or 32 Ki words, spread over x, shows: its size, its zeros, the or of its words, and counts of its symbols at the finest cut."""
 
     n: int
     n_sampled: int
@@ -222,8 +226,8 @@ class _Survey:
     counts: Array
 
     @classmethod
-    def of(cls, x: Array, choices: tuple[int, ...]) -> _Survey:
-        step = x.size // _SAMPLE_WORDS | 1  # odd, so that it is no multiple of a row
+    def of(cls, x: Array, choices: tuple[int, ...], level: int) -> _Survey:
+        step = x.size // _SAMPLE_WORDS[level] | 1  # odd, so that it is no multiple of a row
         finest = min(choices)
         counts, found = np.zeros(1 << (15 - finest), np.int64), np.empty(survey.FOUND, np.uint64)
         survey.survey(x, step, finest, counts, found)
@@ -241,8 +245,8 @@ class _Survey:
 
 def float_plan(x: Array, dtype: str, level: int, columns: int = 0) -> Plan:
     """Zeros apart, narrower floats narrow, few values as a palette; else sign, exponent and mantissa apart. columns: words in a row, 0 where nobody knows."""
-    seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x, dtype, level)])
-    if seen.zeros * _SPARSE_SHARE > seen.n_sampled and x.size >= 64:
+    seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x, dtype, level)], level)
+    if seen.zeros * _SPARSE_SHARE[level] > seen.n_sampled and x.size >= 64:
         return _masked(x, 0, dtype, level)
     for kind, low_bits, narrow_dtype in _WIDE_FLOATS.get(dtype, ()):
         if not seen.every & ((1 << low_bits) - 1):
@@ -303,10 +307,10 @@ def _masked(x: Array, fill: int, dtype: str | None, level: int) -> Plan:
         negative_zero = 1 << (8 * x.itemsize - 1)
         if is_constant(values):
             inner = CONSTANT
-        elif dtype is not None and fill == 0 and int(np.count_nonzero(values == x.dtype.type(negative_zero))) * _SPARSE_SHARE > values.size:
+        elif dtype is not None and fill == 0 and int(np.count_nonzero(values == x.dtype.type(negative_zero))) * _SPARSE_SHARE[level] > values.size:
             inner = _masked(values, negative_zero, dtype, level)
         elif dtype is not None:
-            inner = _palette(values, level) or _split(values, _Survey.of(values, _LOW_BITS[dtype][_split_level(values, dtype, level)]), dtype, level)
+            inner = _palette(values, level) or _split(values, _Survey.of(values, _LOW_BITS[dtype][_split_level(values, dtype, level)], level), dtype, level)
         else:
             inner = integer_plan(values, level) if x.itemsize > 1 else byte_plan(values, level)
     return Plan(Sparse(fill), {"mask": byte_plan(mask, level), "values": inner})
@@ -328,9 +332,10 @@ def _split_level(x: Array, dtype: str, level: int) -> int:
 
 
 def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
+    lane_words = _LANE_WORDS[level]
     level = _split_level(x, dtype, level)
     table_bits = _TABLE_BITS[SMALL if level == DEFAULT_LEVEL and x.size < VECTOR_WORDS else level]
-    then = {"symbols": Plan(Rans(table_bits, _SAMPLE[level]))}
+    then = {"symbols": Plan(Rans(table_bits, _SAMPLE[level], lane_words))}
     if x.itemsize > 2 and (level > FAST or x.itemsize == 8):
         low = _low_plan(x, level)
         if low is not None:
@@ -343,7 +348,7 @@ def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
 
 def _low_plan(x: Array, level: int) -> Plan | None:
     """A plan for the low words of wide floats where a sample of their bytes is not random."""
-    sample = np.ascontiguousarray(x[:: x.size // _SAMPLE_WORDS | 1])
+    sample = np.ascontiguousarray(x[:: x.size // _SAMPLE_WORDS[level] | 1])
     octets = sample.view(np.uint8).reshape(-1, x.itemsize)[:, : x.itemsize - 2]
     for k in range(octets.shape[1]):
         if 64 * 8 * _rans_bytes(octets[:, k], _byte_coder(SMALL)) < 63 * 8 * sample.size:
@@ -399,7 +404,7 @@ def _zstd_choice(x: Array, coded: int, level: int) -> tuple[int, int]:
 
 
 def _byte_coder(level: int) -> Rans:
-    return Rans(_BYTE_TABLE_BITS[level], _SAMPLE[level])
+    return Rans(_BYTE_TABLE_BITS[level], _SAMPLE[level], _LANE_WORDS[level])
 
 
 def _rans_bytes(x: Array, coder: Rans) -> int:

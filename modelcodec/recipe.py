@@ -57,6 +57,11 @@ class Recipe:
                 return planner.plan(spec, x, rule.level or level)
         return planner.plan(spec, x, level)
 
+    def leaves(self, spec: TensorSpec, n_bytes: int, level: int) -> bool:
+        """Whether a tensor is so short that nothing is tried on it: what could be saved is less than what reading it costs."""
+        ruled = next((rule for rule in self.rules if rule.matches(spec)), None) if self.rules else None
+        return (ruled is None or ruled.plan is None) and n_bytes < planner.LEAST_BYTES[(ruled.level if ruled else None) or level]
+
     def plan_group(self, spec: TensorSpec, x: Array, frame_words: int, level: int, at: int) -> planner.PlannedGroup:
         """The plans for the words x of a group of frames, which starts at word `at` of its tensor, and what the frames share."""
         ruled = next((rule for rule in self.rules if rule.matches(spec)), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,6 +16,7 @@ from modelcodec.base import Found, read_container
 from modelcodec.base import Source as BaseSource
 from modelcodec.errors import LimitExceeded, UnsupportedFile
 from modelcodec.formats import container
+from modelcodec.limits import LIMITS
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array, DType, TensorSpec
 from modelcodec.views import check_repetition, gathered, is_row_major
@@ -22,6 +25,8 @@ Framework = Literal["np", "numpy", "pt", "torch"]
 
 RUN_FRAMES = 8
 """Frames that a thread decodes at a time."""
+_RUN_TENSORS = 16
+"""Tensors of up to a frame that it decodes at a time."""
 
 _NUMPY = {
     "BOOL": "bool",
@@ -50,6 +55,7 @@ _ML_DTYPES = {
 _TORCH = {**_NUMPY, **_ML_DTYPES}
 
 
+@cache
 def numpy_dtype(dtype: DType) -> Any:
     """The numpy dtype of a tensor of `dtype`, from ml_dtypes where numpy has none; uint8 for packed and block dtypes, whose tensors are handed out as bytes."""
     if dtype.name in _NUMPY:
@@ -97,11 +103,11 @@ class TensorFile:
         self._source = source
         # The last frame of which a part was asked for: small tensors are neighbours in one.
         self._kept: tuple[int, int, Array, int] | None = None
-        views = source.views()
+        views, entries = source.views(), source.tensors
         self._tensors: dict[str, _Place] = {}
         for view in views:
-            self._tensors[view.spec.name] = _Place(view.spec, source.tensors[view.extent], view.strides, view.first)
-        for entry in () if views else source.tensors:
+            self._tensors[view.spec.name] = _Place(view.spec, entries[view.extent], view.strides, view.first)
+        for entry in () if views else entries:
             self._tensors[entry.name] = _Place(entry.spec, entry, None, 0)
 
     def __enter__(self) -> Self:
@@ -136,6 +142,34 @@ class TensorFile:
             return self._shaped(self._read(place.entry, first, first + spec.n_bytes), spec.dtype, spec.shape)
         return self._strided(place)
 
+    def get_tensors(self) -> dict[str, Any]:
+        """All tensors, in the source's order: what `get_tensor` gives for each, short ones decoded several at a time."""
+        found: dict[str, Any] = dict.fromkeys(self._tensors)
+        short = [(name, place) for name, place in self._tensors.items() if place.is_short_entry()]
+        runs = [short[k : k + _RUN_TENSORS] for k in range(0, len(short), _RUN_TENSORS)]
+        for run, decoded in zip(runs, ordered(self._decode_entries, runs, min(self._threads, max(len(runs), 1))), strict=True):
+            for (name, place), data in zip(run, decoded, strict=True):
+                found[name] = self._shaped(data, place.spec.dtype, place.spec.shape)
+        names = {name for name, _ in short}
+        for name in found:
+            if name not in names:
+                found[name] = self.get_tensor(name)
+        return found
+
+    def _decode_entries(self, run: Sequence[tuple[str, _Place]]) -> list[Array]:
+        """The bytes of whole entries."""
+        out = [self._new(place.entry, place.entry.spec.n_bytes) for _, place in run]
+        holders = [self._source.resolve(place.entry) for _, place in run]
+        digests = self._source.decode_runs([(holder, 0, data) for holder, data in zip(holders, out, strict=True)])
+        for (_, place), of_entry in zip(run, digests, strict=True):
+            container.check_tensor_digest(place.entry, of_entry, self._source.where)
+        return out
+
+    def whole_entry(self, name: str) -> tuple[container.Container, container.Entry] | None:
+        """The container and the entry whose bytes a tensor is; None where it is a view on a storage. Raises KeyError."""
+        place = self._place(name)
+        return None if place.strides is not None else (self._source, place.entry)
+
     def get_slice(self, name: str) -> TensorSlice:
         """A lazy view: index it as an array, `get_slice(name)[2:5, :]`."""
         return TensorSlice(self, name, self._place(name).spec)
@@ -160,10 +194,7 @@ class TensorFile:
         holder = self._source.resolve(entry)
         word = holder.spec.dtype.word
         step = holder.frame_words * word
-        try:
-            out = np.empty(end - start, np.uint8)
-        except MemoryError:
-            raise LimitExceeded(f"{self._source.where}: {entry.name} needs {end - start} bytes of memory; read it in slices") from None
+        out = self._new(entry, end - start)
         if not out.size:
             return out
 
@@ -189,6 +220,12 @@ class TensorFile:
         if len(numbers) == holder.n_frames:
             container.check_tensor_digest(entry, digests, self._source.where)
         return out
+
+    def _new(self, entry: container.Entry, n_bytes: int) -> Array:
+        try:
+            return np.empty(n_bytes, np.uint8)
+        except MemoryError:
+            raise LimitExceeded(f"{self._source.where}: {entry.name} needs {n_bytes} bytes of memory; read it in slices") from None
 
     def _strided(self, place: _Place) -> Any:
         """A view that is not contiguous in its storage: decode the stretch that it touches, then copy its elements out."""
@@ -229,6 +266,11 @@ class _Place:
 
     def __init__(self, spec: TensorSpec, entry: container.Entry, strides: tuple[int, ...] | None, first: int) -> None:
         self.spec, self.entry, self.strides, self.first = spec, entry, strides, first
+
+    def is_short_entry(self) -> bool:
+        """Whether it is a whole entry of at most a frame's size, and not empty."""
+        whole = self.strides is None or (is_row_major(self.spec.shape, self.strides) and self.spec.n_bytes == self.entry.spec.n_bytes)
+        return whole and 0 < self.entry.spec.n_bytes <= LIMITS.frame_bytes
 
 
 class TensorSlice:

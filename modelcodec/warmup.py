@@ -8,7 +8,7 @@ import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.changes import plan_changes
-from modelcodec.kernels import trellis
+from modelcodec.kernels import philox, trellis
 from modelcodec.kernels.trellis import CODES
 from modelcodec.planner import LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
@@ -49,10 +49,9 @@ def warmup() -> None:
     for dtype, text in _PLANS:
         x = _few_values(dtype) if dtype[0] == "U" or "widen" in text else _weights(dtype, 1000)
         _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
-
-
     _code_grids()
     _code_deltas()
+    philox.sums(np.ones((1, 8), np.int32), philox.Signs(0, 256, 8), 0, 8)
 
 
 def _code_deltas() -> None:

@@ -59,6 +59,10 @@ class Reader:
 
     def varint(self, most: int = (1 << 63) - 1) -> int:
         """A varint of at most `most`, in its shortest form."""
+        at = self._position
+        if at < len(self._data) and self._data[at] < 0x80 and self._data[at] <= most:  # nearly all of them
+            self._position = at + 1
+            return self._data[at]
         byte = self.u8()
         value = byte & 0x7F
         shift = 7

@@ -32,7 +32,7 @@ def check_of(payload: bytes) -> bytes:
     return (xxh3_64_intdigest(payload) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
-LOOSE = (11, 13, 14)
+LOOSE = (11, 13, 14, 15)
 """Stages with which a frame ends with a check of its payload."""
 
 

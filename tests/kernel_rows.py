@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from modelcodec.kernels import class_rans, delta, frequencies, planes, rans, scale_classes, survey, xxh3
+from modelcodec.kernels import class_rans, delta, frequencies, masks, philox, planes, rans, scale_classes, survey, xxh3
 
 Array = NDArray[Any]
 WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -126,7 +126,7 @@ def _words_and_fill(source: random.Random) -> tuple[Array, int]:
 
 def split_mask(x: Array, fill: int) -> tuple[list[int], list[int]]:
     mask, values = np.full((x.size + 7) // 8, 0xAA, np.uint8), np.empty_like(x)
-    z = int(planes.split_mask(x, x.dtype.type(fill), mask, values))
+    z = int(masks.split_mask(x, x.dtype.type(fill), mask, values))
     return mask.tolist(), values[:z].tolist()
 
 
@@ -152,7 +152,7 @@ def _mask_parts(source: random.Random) -> tuple[Array, Array, int, int]:
 
 def merge_mask(mask: Array, values: Array, fill: int, n: int) -> list[int] | None:
     out = np.full(n, 0x55, values.dtype)
-    return None if planes.merge_mask(mask, values, values.dtype.type(fill), out) else out.tolist()
+    return None if masks.merge_mask(mask, values, values.dtype.type(fill), out) else out.tolist()
 
 
 def merge_mask_reference(mask: Array, values: Array, fill: int, n: int) -> list[int] | None:
@@ -908,11 +908,74 @@ def count_changes_reference(x: Array, b: Array, scales: delta.Scales, sample: in
     return counts, sum(counts)
 
 
+# ---- pseudo-random signs ---------------------------------------------------------------------------------------------------------------
+
+
+def _counters(source: random.Random) -> tuple[int, int, int, int]:
+    near_the_end = source.choice((0, (1 << 32) - 2, (1 << 64) - 9, source.randrange(1 << 63)))
+    return near_the_end, source.randrange(9), source.choice((0, source.randrange(1 << 64))), source.randrange(1 << 64)
+
+
+def philox_reference(counter: int, high: int, seed: int) -> list[int]:
+    """A block of the generator: the counter's lower and upper 64 bits, and the key."""
+    most = (1 << 32) - 1
+    a, b, c, d = counter & most, counter >> 32, high & most, high >> 32
+    for i in range(10):
+        left, right = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = right >> 32 ^ b ^ (seed + i * 0x9E3779B9 & most), right & most, left >> 32 ^ d ^ ((seed >> 32) + i * 0xBB67AE85 & most), left & most
+    return [a, b, c, d]
+
+
+def blocks_reference(first: int, n: int, high: int, seed: int) -> list[list[int]]:
+    return [philox_reference((first + i) % (1 << 64), high, seed) for i in range(n)]
+
+
+def _signs(source: random.Random) -> tuple[philox.Signs, int, int]:
+    """Signs, the word that begins, and how many words there are: near the end of a span, and with one stream after many others."""
+    span, k = source.choice((256, 300, 1 << 30)), source.choice((1, 7, 8, 9, 33))
+    at = source.choice((0, span - 3, span * source.randrange(1 << 20) + source.randrange(span)))
+    return philox.Signs(source.randrange(1 << 64), span, k), at, source.choice((0, 1, 40))
+
+
+def _coefficients(source: random.Random) -> tuple[Array, philox.Signs, int, int]:
+    signs, at, n = _signs(source)
+    most = source.choice((3, 32767))
+    flat = [source.randrange(-most, most + 1) for _ in range(signs.spans(at, n) * signs.k)]
+    return np.array(flat, np.int32).reshape(-1, signs.k), signs, at, n
+
+
+def _values(source: random.Random) -> tuple[Array, philox.Signs, int]:
+    """Values that sum up without rounding."""
+    signs, at, n = _signs(source)
+    return np.array([source.randrange(-(1 << 20), 1 << 20) / 1024 for _ in range(n)], np.float32), signs, at
+
+
+def _sign_rows(signs: philox.Signs, at: int, n: int) -> list[tuple[int, list[int]]]:
+    """The span of each word, counted from the first, and its signs."""
+    found, n_bytes = [], (signs.k + 7) // 8
+    for number, place in (divmod(at + i, signs.span) for i in range(n)):
+        pieces = [philox_reference(block, number, signs.seed) for block in range(place * n_bytes // 16, (place * n_bytes + n_bytes - 1) // 16 + 1)]
+        stream = struct.pack(f"<{4 * len(pieces)}I", *(word for piece in pieces for word in piece))[place * n_bytes % 16 :]
+        found.append((number - at // signs.span, [1 if stream[t // 8] >> t % 8 & 1 else -1 for t in range(signs.k)]))
+    return found
+
+
+def sums_reference(coefficients: Array, signs: philox.Signs, at: int, n: int) -> list[int]:
+    return [sum(sign * c for sign, c in zip(row, coefficients[number].tolist(), strict=True)) for number, row in _sign_rows(signs, at, n)]
+
+
+def correlations_reference(values: Array, signs: philox.Signs, at: int) -> list[list[float]]:
+    totals = [[0.0] * signs.k for _ in range(signs.spans(at, values.size))]
+    for value, (number, row) in zip(values.tolist(), _sign_rows(signs, at, values.size), strict=True):
+        totals[number] = [total + sign * value for total, sign in zip(totals[number], row, strict=True)]
+    return totals
+
+
 KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.pack_planes", _numbers, pack_planes, pack_planes_reference),
     KernelRow("planes.unpack_planes", _plane_bytes, unpack_planes, unpack_planes_reference),
-    KernelRow("planes.split_mask", _words_and_fill, split_mask, split_mask_reference),
-    KernelRow("planes.merge_mask", _mask_parts, merge_mask, merge_mask_reference),
+    KernelRow("masks.split_mask", _words_and_fill, split_mask, split_mask_reference),
+    KernelRow("masks.merge_mask", _mask_parts, merge_mask, merge_mask_reference),
     KernelRow("planes.find_palette", lambda source: (_some_words(source), source.choice((1, 2, 16, 255, 256))), find_palette, find_palette_reference),
     KernelRow("planes.index_palette", _words_and_palette, index_palette, index_palette_reference),
     KernelRow("planes.look_up", _indices, look_up, look_up_reference),
@@ -945,4 +1008,7 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("xxh3.digest", _bytes_and_seed, xxh3.digest, lambda data, seed: xxhash.xxh3_64_intdigest(data, seed=seed)),
     KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
     KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),
+    KernelRow("philox.blocks", _counters, lambda *where: philox.blocks(*where).tolist(), blocks_reference),
+    KernelRow("philox.sums", _coefficients, lambda *given: philox.sums(*given).tolist(), sums_reference),
+    KernelRow("philox.correlations", _values, lambda *given: philox.correlations(*given).tolist(), correlations_reference),
 )

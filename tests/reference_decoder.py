@@ -708,6 +708,78 @@ def lowrank(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
     return Meaning([*shapes, Shape((n + 7) // 8, 1)] if masked else shapes, n_exceptions * (4 + w), decode)
 
 
+PHILOX = ((0xD2511F53, 0x9E3779B9), (0xCD9E8D57, 0xBB67AE85))
+"""A multiplier, and what a half of the key grows by in each round."""
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox 4x32-10 of a counter of four and a key of two numbers."""
+    for _ in range(10):
+        left, right = counter[0] * PHILOX[0][0], counter[2] * PHILOX[1][0]
+        counter = [right >> 32 ^ counter[1] ^ key[0], right % (1 << 32), left >> 32 ^ counter[3] ^ key[1], left % (1 << 32)]
+        key = [(part + growth) % (1 << 32) for part, (_, growth) in zip(key, PHILOX, strict=True)]
+    return counter
+
+
+def signs_of(seed: int, span: int, place: int, k: int) -> Iterator[int]:
+    """The k signs of a word."""
+    n_bytes = (k + 7) // 8
+    first, last = place * n_bytes // 16, (place * n_bytes + n_bytes - 1) // 16
+    key, upper = [seed % (1 << 32), seed >> 32], [span % (1 << 32), span >> 32]
+    stream = b"".join(struct.pack("<4I", *philox([block % (1 << 32), block >> 32, *upper], key)) for block in range(first, last + 1))
+    own = int.from_bytes(stream[place * n_bytes - 16 * first :][:n_bytes], "little")
+    return (1 if own >> t & 1 else -1 for t in range(k))
+
+
+def read_k(file: Cursor) -> int:
+    need(1 <= (k := file.varint()) <= 32768, "a span has 1 to 32768 coefficients")
+    return k
+
+
+def read_coefficients(shared: Cursor, k: int) -> list[Words]:
+    """The shared part of seedbasis: a row for each span."""
+    need(read_k(shared) == k, "the shared part has as many coefficients a span")
+    spans, width = shared.varint(), shared.uint(1)
+    need(spans > 0 and width in (1, 2), "coefficients of at least a span have width 1 or 2")
+    planes_of_words = [shared.take(spans * k) for _ in range(width)]
+    shared.end()
+    return matrix([int.from_bytes(word, "little") for word in zip(*planes_of_words, strict=True)], k)
+
+
+def seedbasis(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
+    entry = frame.tensor(n)
+    need(entry.dtype.name in ROUND and w == entry.dtype.word, "seedbasis has words of the tensor's dtype, F32, BF16 or F16")
+    need((flags := header.uint(1)) < 8 and flags & 3 != 3, "coefficients that are shared have no width here")
+    is_shared, masked = bool(flags & 1), bool(flags & 4)
+    scale, seed, span, k = header.step(), header.uint(8), header.varint(), read_k(header)
+    need(256 <= span <= 1 << 32 and n * k <= 1 << 28, "spans have 256 to 2^32 words, and a frame at most 2^28 signs")
+    start, first = frame.at // span, 0
+    spans = (frame.at + n - 1) // span - start + 1
+    need(is_shared or header.varint() == spans, "the frame has the coefficients of the spans that it touches")
+    need((n_exceptions := header.varint()) <= n, "there are at most n exceptions")
+    shared: list[Words] = []
+    if is_shared:
+        need(frame.shared is not None, "shared coefficients stand only in a frame with a shared part")
+        shared = read_coefficients(Cursor(frame.shared or b""), k)
+        first = start - (frame.at - frame.first) // span
+        need(first + spans <= len(shared), "the shared part has the frame's spans")
+
+    def decode(data: bytes, parts: list[Words]) -> Words:
+        coefficients, words = shared[first:] if is_shared else matrix(parts[0], k), []
+        for at in range(frame.at, frame.at + n):
+            total = sum(sign * c for sign, c in zip(signs_of(seed, at // span, at % span, k), coefficients[at // span - start], strict=True))
+            words.append(ROUND[entry.dtype.name](float(total) * scale))
+        if masked:
+            mask = int.from_bytes(bytes(parts[1]), "little")
+            need(mask >> n == 0, "unused bits of the mask are zero")
+            words = [word if mask >> i & 1 else 0 for i, word in enumerate(words)]
+        put_exceptions(Cursor(data), n_exceptions, words, w)
+        return words
+
+    shape = Shape(0 if is_shared else spans * k, 2 if flags & 2 else 1)
+    return Meaning([shape, Shape((n + 7) // 8, 1)] if masked else [shape], n_exceptions * (4 + w), decode)
+
+
 STAGES: dict[int, tuple[Callable[..., Meaning], tuple[int, ...]]] = {
     0: (raw, (1, 2, 4, 8)),
     1: (constant, (1, 2, 4, 8)),
@@ -724,14 +796,15 @@ STAGES: dict[int, tuple[Callable[..., Meaning], tuple[int, ...]]] = {
     12: (delta, (1, 2, 4, 8)),
     13: (codebook, (1, 2, 4, 8)),
     14: (lowrank, (2, 4)),
+    15: (seedbasis, (2, 4)),
 }
-KNOW_THE_FRAME = (class_rans, grid, delta, codebook, lowrank)
+KNOW_THE_FRAME = (class_rans, grid, delta, codebook, lowrank, seedbasis)
 
 
 # --- format.md, section 4: a frame
 
 
-LOOSE = (11, 13, 14)
+LOOSE = (11, 13, 14, 15)
 """Stages not every bit of whose payload changes what is decoded."""
 
 

@@ -6,6 +6,7 @@ The bombs are decoded in a process of their own that may take little more memory
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -30,7 +31,13 @@ MORE_MEMORY = 64 << 20
 HANG_SECONDS = 1.0
 HUGE = (1 << 31, 1 << 32, 1 << 53, (1 << 63) - 1)
 RAW, CONSTANT, ZSTD, RANS, SPLIT, PLANES, PALETTE, SPARSE, WIDEN, FIELDS, CLASS_RANS = range(11)
+SEEDBASIS = 15
 ZERO = node(CONSTANT, b"\0")
+
+
+def seeded(span: int, k: int, spans: int, exceptions: int, n: int = 64) -> bytes:
+    """Frames of pseudo-random sums whose header says these numbers."""
+    return one(node(SEEDBASIS, struct.pack("<BfQ", 0, 1.0, 0) + b"".join(map(varint, (span, k, spans, exceptions))), ZERO), n=n, dtype=34)
 
 
 _RAW_NODE = node(RAW)
@@ -97,6 +104,10 @@ def bombs() -> dict[str, bytes]:
             f"entries {n:#x}": container([skeleton(b""), Entry("x", (16,), data=bytes(16))], n_entries=n),
             f"skeleton {n:#x}": container([Entry(forge.OWN + "skeleton", (n,), role=forge.SKELETON, data=b"", told=("U8", [0]))], source_size=n, tail=n),
             f"zstd content {n:#x}": zstd_claiming(n),
+            f"seedbasis span {n:#x}": seeded(n, 1, 1, 0),
+            f"seedbasis coefficients {n:#x}": seeded(256, n, 1, 0),
+            f"seedbasis spans {n:#x}": seeded(256, 1, n, 0),
+            f"seedbasis exceptions {n:#x}": seeded(256, 1, 1, n),
             f"zstd payload {n:#x}": one(node(ZSTD, varint(n) + bytes(4))),
             f"rans units {n:#x}": one(node(RANS, b"\x08\0" + varint(n) + varint(0) + bytes(8))),
             f"rans escapes {n:#x}": one(node(RANS, b"\x08\0" + varint(0) + varint(n) + bytes(8))),
@@ -129,6 +140,7 @@ def bombs() -> dict[str, bytes]:
         "65 nodes": one(node(FIELDS, b"\4" + b"\1\1" * 4, *[node(FIELDS, b"\x10" + b"\1\1" * 16, *[ZERO] * 16)] * 4), n=64),
         "10^6 nodes": one(node(FIELDS, b"\x10" + b"\1\1" * 16, *[node(FIELDS, b"\x10" + b"\1\1" * 16, *[ZERO] * 16)] * 16) * 3000, n=256),
         "arrays of 9 times the frame": one(nested(lambda leaf: node(SPLIT, b"\0", leaf, ZERO), 7, node(CONSTANT, b"\0\0")), n=1 << 19, dtype=19),
+        "signs of a frame": seeded(1 << 20, 1 << 15, 1, 0, n=1 << 18),
         "json 10^5 deep": forge.container([skeleton(b"")], header=b'{"__metadata__":' + b"[" * 100_000),
         "json numbers of 10^5 digits": forge.container([skeleton(b"")], header=_OPENING + b"9" * 100_000 + b"}"),
         "json numbers beyond 64 bits": forge.container(

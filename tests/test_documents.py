@@ -181,6 +181,8 @@ def smallest_header(name: str, width: int) -> bytes:
         return bytes([0, 0]) + struct.pack("<f", 1.0) + b"\0"
     if name == "lowrank":
         return bytes([1]) + struct.pack("<f", 1.0) + b"\0\1\0"
+    if name == "seedbasis":
+        return struct.pack("<BfQ", 1, 1.0, 0) + varint(256) + b"\1\0"
     headers = {"raw": b"", "planes": b"", "delta": b"", "zstd": b"\x09" + bytes(4), "split_float": b"\x07", "sparse": b"\x00", "fields": b"\x01\x01\x01"}
     headers |= {"class_rans": b"\x00\x00\x00", "codebook": b"\1\1\0", "constant": bytes(width), "palette": bytes(1 + width)}
     return headers[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias, get_args
@@ -44,6 +44,9 @@ class RemoteContainer(Container):
         start, end = self._stretch(entry, first, -(-out.size // (entry.frame_words * entry.spec.dtype.word)))
         window = _plain(self, self.take(start, end), f"{self.where}, counted from byte {start}")
         return window.decode_frames(replace(entry, start=entry.start - start), first, out)
+
+    def decode_runs(self, runs: Sequence[tuple[Entry, int, Array]]) -> list[list[int]]:
+        return [self.decode_frames(*run) for run in runs]
 
     def decode_frame(self, entry: Entry, number: int, out: Array) -> int:
         return self.decode_frames(entry, number, out.view(np.uint8))[0]

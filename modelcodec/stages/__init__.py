@@ -26,6 +26,7 @@ STAGES: dict[int, str] = {
     12: "delta:Delta",
     13: "codebook:Codebook",
     14: "lowrank:Lowrank",
+    15: "seedbasis:SeedBasis",
 }
 
 FUSED: dict[tuple[int, int], str] = {(4, 3): "fused", (4, 10): "fused_classes"}

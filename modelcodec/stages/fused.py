@@ -28,7 +28,7 @@ def encode(x: Array, plan: Plan, context: FrameContext) -> tuple[Encoded, Encode
     table = table_for(counts, rans.stage.table_bits, width, sampled=sample > 1)
     if table is None:
         return None
-    lanes_log2, groups = lanes_for(x.size)
+    lanes_log2, groups = lanes_for(x.size, rans.stage.lane_words)
     arena = of_thread.encoding
     payload = arena.bytes(kernels.pack_bound(x.size, width, lanes_log2, groups))
     rest = arena.bytes(planes.planes_size(x.size, s + 1))

@@ -15,13 +15,14 @@ from modelcodec.types import Array
 from modelcodec.wire import Reader, varint
 
 VECTOR_WORDS = 1 << 16
-"""From here on 64 lanes, which vector code takes at once. A lane's states cost about two bytes."""
-WORDS_A_LANE = 1 << 14
-"""Fewer words have lanes in this proportion."""
+"""From here on 64 lanes, which vector code takes at once. A lane's states cost two to three bytes."""
+LANE_WORDS = 1 << 14
+"""Fewer words have a lane for so many, up to 8, which is what a core does side by side."""
+_MOST_SCALAR_LANES_LOG2 = 3
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
-SAMPLED_WORDS = 1 << 15
-"""From here on a table may be made from a sample of at least this many words; what the sample did not see is escaped."""
+SAMPLED_WORDS = 1 << 17
+"""A table may be made from a sample; one in k words is taken from so many words on. What it did not see is escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,9 @@ class Stream:
         return cls(table, lanes_log2, groups, units_a, units_b, n_escapes)
 
 
-def lanes_for(n: int) -> tuple[int, int]:
+def lanes_for(n: int, lane_words: int = LANE_WORDS) -> tuple[int, int]:
     """log2 of the lanes, and the groups, for n words."""
-    lanes_log2 = MOST_LANES_LOG2 if n >= VECTOR_WORDS else max((n // WORDS_A_LANE).bit_length() - 1, 0)
+    lanes_log2 = MOST_LANES_LOG2 if n >= VECTOR_WORDS else min(max((n // lane_words).bit_length() - 1, 0), _MOST_SCALAR_LANES_LOG2)
     return lanes_log2, 2 if n >= TWO_GROUPS else 1
 
 
@@ -75,12 +76,13 @@ def table_for(counts: Array, bits: int, width: int, *, sampled: bool) -> kernels
 class Rans(Stage):
     """Static frequencies that sum to 2^table_bits, up to 128 coders side by side. 8 bits decode fastest and suit few symbols; 12 come closest to the entropy.
 
-    `sample`: make the table from one in so many words, where that leaves enough of them.
+    `sample`: make the table from one in so many words, where that leaves enough of them. `lane_words`: fewer decode faster, by more lanes, which cost bytes.
     exact · words of 1 or 2 bytes · no parts. source: Duda, arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392.
     """
 
     table_bits: int = 12
     sample: int = 1
+    lane_words: int = LANE_WORDS
 
     id: ClassVar[int] = 3
     name: ClassVar[str] = "rans"
@@ -91,10 +93,12 @@ class Rans(Stage):
             raise BadRecipe(f"rans: table_bits = {self.table_bits}, 8 to 12 are possible")
         if self.sample < 1:
             raise BadRecipe(f"rans: sample = {self.sample}, 1 or more is possible")
+        if self.lane_words < 1:
+            raise BadRecipe(f"rans: lane_words = {self.lane_words}, 1 or more is possible")
 
     def sample_step(self, n: int) -> int:
         """One in how many of n words is counted: a power of two, since a matrix with rows of three times something would otherwise show some columns only."""
-        most = max(min(self.sample, n // SAMPLED_WORDS), 1)
+        most = max(min(self.sample, n * self.sample // SAMPLED_WORDS), 1)
         return 1 << (most.bit_length() - 1)
 
     def encode(self, x: Array, context: FrameContext) -> Encoded | None:
@@ -106,7 +110,7 @@ class Rans(Stage):
         table = table_for(counts, self.table_bits, x.itemsize, sampled=sample > 1)
         if table is None:
             return None
-        lanes_log2, groups = lanes_for(x.size)
+        lanes_log2, groups = lanes_for(x.size, self.lane_words)
         payload = np.empty(kernels.pack_bound(x.size, x.itemsize, lanes_log2, groups), np.uint8)
         packed = kernels.pack(x, table, lanes_log2, groups, payload)
         if packed.status:

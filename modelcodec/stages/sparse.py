@@ -9,15 +9,16 @@ from typing import ClassVar
 import numpy as np
 
 from modelcodec.errors import BadRecipe, CorruptFile
-from modelcodec.kernels import planes as kernels
+from modelcodec.kernels import masks as kernels
+from modelcodec.kernels.planes import PADDING, RANGE
 from modelcodec.stage import Encoded, FrameContext, Layout, PartShape, Stage
 from modelcodec.types import Array
 from modelcodec.wire import Reader, varint
 
 _FAULTS = {
     kernels.COUNT: "sparse: the mask's ones are not as many as the values",
-    kernels.PADDING: "sparse: the mask's padding is not zero",
-    kernels.RANGE: "sparse: a value is the fill",
+    PADDING: "sparse: the mask's padding is not zero",
+    RANGE: "sparse: a value is the fill",
 }
 
 

@@ -15,6 +15,7 @@ from modelcodec.stage import Shared, Stage
 from modelcodec.stages.codebook import Codebook
 from modelcodec.stages.grid import Grid
 from modelcodec.stages.lowrank import Factors, Lowrank, Right
+from modelcodec.stages.seedbasis import Basis, Coefficients, SeedBasis
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
 
 _FAR = {"F32": (0x7FC12345, 0xFF800000), "BF16": (0x7FC1, 0xFF80), "F16": (0x7E01, 0xFC00)}
@@ -45,6 +46,7 @@ def files() -> Iterator[File]:
     yield from _grid_files()
     yield from _codebook_files()
     yield from _lowrank_files()
+    yield from _seedbasis_files()
 
 
 def _spec(name: str, dtype: str, *shape: int) -> TensorSpec:
@@ -153,3 +155,32 @@ def _lowrank_files() -> Iterator[File]:
         _lowrank(_spec("wide shared", "F32", 12, 30), 2, (30, 3000), masked=True, shared=True),
     )
     yield File("lowrank", "the stage lowrank, in frames that begin inside rows, with masks, exceptions and shared right matrices", tensors)
+
+
+# ---- seedbasis -----------------------------------------------------------------------------------------------------------------------
+
+
+def _seedbasis(spec: TensorSpec, k: int, below: int, *, span: int = 256, masked: bool = False, shared: bool = False) -> Tensor:
+    spans = -(-spec.n_words // span)
+    basis = Basis(0x0123456789ABCDEF * k % (1 << 64), span, _integers(spans * k, below, k).reshape(spans, k), reference.float32(1e-3))
+    rows_of = basis.coefficients.tolist()
+    signs = (reference.signs_of(basis.seed, at // span, at % span, k) for at in range(spec.n_words))
+    sums = (sum(sign * c for sign, c in zip(row, rows_of[at // span], strict=True)) for at, row in enumerate(signs))
+    words = np.array([reference.ROUND[spec.dtype.name](float(total) * basis.scale) for total in sums], WORD[spec.dtype.word])
+    words[[7, 150]] = _FAR[spec.dtype.name]
+    if masked:
+        words[rows.numbers(words.size, 3, 1, k) == 0] = 0
+    part = Coefficients(basis.coefficients)
+    return Tensor(spec, words, SeedBasis(basis), spec.n_words if shared else 131, Shared(part.write(), part) if shared else None)
+
+
+def _seedbasis_files() -> Iterator[File]:
+    tensors = (
+        _seedbasis(_spec("own", "F32", 20, 30), 4, 20),
+        _seedbasis(_spec("wide", "BF16", 20, 30), 9, 5000, span=300),
+        _seedbasis(_spec("one span", "F16", 20, 30), 17, 20, span=1 << 32),
+        _seedbasis(_spec("masked", "F32", 20, 30), 1, 2000, masked=True),
+        _seedbasis(_spec("shared", "BF16", 20, 30), 8, 20, shared=True),
+        _seedbasis(_spec("wide shared", "F32", 20, 30), 3, 5000, masked=True, shared=True),
+    )
+    yield File("seedbasis", "the stage seedbasis, in frames that begin inside spans, with masks, exceptions and shared coefficients", tensors)

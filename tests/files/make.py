@@ -159,7 +159,7 @@ def _rans_files() -> Iterator[Good]:
     """The interleavings that only large frames have, in small ones."""
     words = np.minimum(rows.gaussian(9000, "F16", 3) >> np.uint16(12), np.uint16(4)).astype(np.uint8)
     for lanes_log2, groups, n in ((6, 2, 9000), (6, 2, 4100), (6, 1, 200), (3, 1, 150)):
-        with mock.patch("modelcodec.stages.rans.lanes_for", lambda n, lanes=(lanes_log2, groups): lanes):
+        with mock.patch("modelcodec.stages.rans.lanes_for", lambda n, lane_words=0, lanes=(lanes_log2, groups): lanes):
             spec = TensorSpec("x", DTYPE_BY_NAME["U8"], (n,))
             data, source = _container(
                 [_Planned(spec, np.where(words[:n] == 2, words[:n], np.arange(n) % 997 == 0).astype(np.uint8).tobytes(), "rans{table_bits=8}", n)]
@@ -253,7 +253,7 @@ def good_files() -> Iterator[Good]:
 # ---- bad files -----------------------------------------------------------------------------------------------------------------------
 
 RAW, CONSTANT, ZSTD, RANS, SPLIT, PLANES, PALETTE, SPARSE, WIDEN, FIELDS = range(10)
-GRID, CODEBOOK, LOWRANK = 11, 13, 14
+GRID, CODEBOOK, LOWRANK, SEEDBASIS = 11, 13, 14, 15
 _RAW = forge.node(RAW)
 
 
@@ -470,6 +470,43 @@ def _bad_lowranks() -> Iterator[Bad]:
     yield Bad("bad-lowrank-shared-left", sharing(b"\1\x10\1\0" + bytes(17)), corrupt, "a byte after the shared matrix")
 
 
+def _bad_seedbases() -> Iterator[Bad]:
+    """Sixteen zeros as a sum of one coefficient of zero each, but for one rule."""
+    corrupt = "CorruptFile"
+
+    def head(flags: int = 0, scale: float = 1.0, span: int = 256, k: int = 1, rest: bytes = b"\1\0") -> bytes:
+        return struct.pack("<BfQ", flags, scale, 5) + varint(span) + varint(k) + rest
+
+    def basis(header: bytes, payload: bytes = b"\0", n_parts: int = 1, dtype: int = _F32, n: int = 16) -> bytes:
+        return _one(forge.node(SEEDBASIS, header, *[_RAW] * n_parts), payload, n=n, dtype=dtype, decoded=bytes(4 * n))
+
+    def sharing(shared: bytes, k: int = 1) -> bytes:
+        return _sharing(shared, forge.node(SEEDBASIS, head(1, k=k, rest=b"\0"), _RAW), b"", n=16, dtype=_F32)
+
+    yield Bad("bad-seedbasis-flags", basis(head(3, rest=b"\0"), b""), corrupt, "shared coefficients of two bytes")
+    yield Bad("bad-seedbasis-flags-later", basis(head(8)), corrupt, "a flag that is not known")
+    yield Bad("bad-seedbasis-scale", basis(head(scale=float("nan"))), corrupt, "a scale that is no number")
+    yield Bad("bad-seedbasis-span", basis(head(span=255)), corrupt, "a span of 255 words")
+    yield Bad("bad-seedbasis-span-large", basis(head(span=(1 << 32) + 1)), corrupt, "a span of more than 2^32 words")
+    yield Bad("bad-seedbasis-none", basis(head(k=0), b""), corrupt, "spans without coefficients")
+    many, large = (forge.node(SEEDBASIS, head(k=k, span=1 << 20), forge.node(CONSTANT, b"\0")) for k in (32769, 32768))
+    yield Bad("bad-seedbasis-many", _one(many, n=16, dtype=_F32, decoded=bytes(64)), corrupt, "spans of more than 32768 coefficients")
+    yield Bad("bad-seedbasis-signs", _one(large, n=8193, dtype=_F32, decoded=bytes(4 * 8193)), corrupt, "more than 2^28 signs in a frame")
+    yield Bad("bad-seedbasis-no-spans", basis(head(rest=b"\0\0"), b""), corrupt, "coefficients of no span")
+    yield Bad("bad-seedbasis-spans", basis(head(rest=b"\2\0"), bytes(2)), corrupt, "coefficients of two spans where there is one")
+    yield Bad("bad-seedbasis-mask", basis(head(4), b"\0\xff\x1f", 2, n=12), corrupt, "a bit past the end of the mask")
+    yield Bad("bad-seedbasis-place", basis(head(rest=b"\1\1"), b"\0" + struct.pack("<2I", 16, 0)), corrupt, "an exception past the last word")
+    yield Bad("bad-seedbasis-dtype", basis(head(), dtype=_U32), corrupt, "sums that are integers")
+    inside = forge.node(SPARSE, varint(1), _RAW, forge.node(SEEDBASIS, head(), _RAW))
+    payload = b"\1\0\0" + forge.check_of(b"\1\0\0")
+    yield Bad("bad-seedbasis-inside", _one(inside, payload, n=16, dtype=_F32, decoded=bytes(64)), corrupt, "sums of some of a frame's words")
+    yield Bad("bad-seedbasis-not-shared", basis(head(1, rest=b"\0"), b""), corrupt, "shared coefficients without a shared part")
+    yield Bad("bad-seedbasis-shared-number", sharing(b"\1\1\1\0", k=2), corrupt, "a shared part with another number of coefficients")
+    yield Bad("bad-seedbasis-shared-spans", sharing(b"\1\0\1"), corrupt, "a shared part without spans")
+    yield Bad("bad-seedbasis-shared-width", sharing(b"\1\1\3\0\0\0"), corrupt, "shared coefficients of three bytes")
+    yield Bad("bad-seedbasis-shared-left", sharing(b"\1\1\1\0\0"), corrupt, "a byte after the shared coefficients")
+
+
 def _bad_containers() -> Iterator[Bad]:
     """Containers whose envelope or directory breaks a rule."""
     corrupt = "CorruptFile"
@@ -613,6 +650,7 @@ def bad_files() -> Iterator[Bad]:
     yield from _bad_grids()
     yield from _bad_codebooks()
     yield from _bad_lowranks()
+    yield from _bad_seedbases()
     yield from _bad_containers()
     yield from _unsupported_files()
 
