@@ -80,7 +80,7 @@ def test_decoded_into_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         asked.append(n_bytes)
         return original(n_bytes)
 
-    monkeypatch.setattr("modelcodec.runtime.streaming.new_memory", noting)
+    monkeypatch.setattr("modelcodec.runtime.device_memory.new_memory", noting)
     modelcodec.load_model(filled(2), path)
     assert not asked
     modelcodec.load_model(filled(2, torch.bfloat16), path)

@@ -25,8 +25,11 @@ staged = {"tasks": "*i64", "bytes_": "*u8", "halves": "*i16"}
 compiles(frames.decode, {"WIDTH": 2, "CLASSES": False, "ALIGNED": True}, {**staged, "out": "*i16"})
 compiles(frames.decode, {"WIDTH": 4, "CLASSES": True, "ALIGNED": False}, staged)
 sizes = dict.fromkeys(("n_rows", "n_columns", "n_words", "base"), "i32")
-compiles(fixed_length.multiply, {"PART": 128, "ROWS": 4}, {**sizes, "x": "*bf16", "y": "*bf16", "values": "*bf16", "places": "*i64", "factor": "fp32"})
-compiles(fixed_length.unpack, {"PART": 32}, {**sizes, "out": "*i16"})
+product = {**sizes, **dict.fromkeys(("x", "bias", "y", "values"), "*bf16"), "places": "*i64", "factor": "fp32"}
+compiles(fixed_length.multiply, {"PART": 128, "ROWS": 4, "VECTORS": 1, "BIASED": False}, product)
+compiles(fixed_length.multiply, {"PART": 32, "ROWS": 4, "VECTORS": 3, "BIASED": True}, product)
+for chosen in (False, True):
+    compiles(fixed_length.unpack, {"CHOSEN": chosen, "PART": 32}, {**sizes, "out": "*i16", "values": "*i16", "rows": "*i64", "places": "*i64"})
 compiles(xxh3.accumulate, {}, dict.fromkeys(xxh3.accumulate.arg_names, "*i64"))
 """
 

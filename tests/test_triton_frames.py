@@ -30,7 +30,7 @@ def _groups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Short frames with 64 lanes, and tables from samples, so that words are escaped. Any encoder may do so, ours does in long frames."""
     groups = getattr(request, "param", 2)
     for name in ("rans", "class_rans", "fused", "fused_classes"):
-        monkeypatch.setattr(import_module(f"modelcodec.stages.{name}"), "lanes_for", lambda n: (6, groups))
+        monkeypatch.setattr(import_module(f"modelcodec.stages.{name}"), "lanes_for", lambda *_: (6, groups))
     monkeypatch.setattr("modelcodec.stages.rans.SAMPLED_WORDS", 256)
 
 
@@ -124,6 +124,24 @@ def test_a_layer_in_one_go() -> None:
     out = torch.zeros(at, dtype=torch.bfloat16, device=DEVICE)
     decode_frames(places, out)
     assert np.array_equal(out.view(torch.int16).cpu().numpy().view("<u2"), expected)
+
+
+def test_some_of_the_frames_are_decoded_alone() -> None:
+    """One after the other, from the start of an output of their own, and are checked as the whole is."""
+    plan = Plan(SplitFloat(7), {"symbols": Plan(Rans(8))})
+    xs = [weights(640, 2, 1), weights(40, 2, 2), weights(700, 2, 3), weights(640, 2, 4)]
+    places = [placed(x, planner.RAW if x.size < 64 else plan, 1000 * k) for k, x in enumerate(xs)]
+    frames = staged(places, 2)
+    part = frames.part([1, 3])
+    assert (part.n_on_gpu, part.n_words) == (1, 680)
+    assert np.array_equal(decoded(part, 680, 2), np.concatenate([xs[1], xs[3]]))
+    assert np.array_equal(decoded(frames.part(range(2, 3)), 700, 2), xs[2])
+    frames.check_all()
+    data = bytearray(places[3].data)
+    data[-1] ^= 1
+    damaged = staged([*places[:3], FramePlace(bytes(data), NUMBER, 3000, 640, "x")], 2)
+    with pytest.raises(CorruptFile, match="digest"):
+        damaged.check_all()
 
 
 def verdict(places: list[FramePlace], width: int) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from modelcodec.formats.atomic import atomic_file
 from modelcodec.planner import FAST
 from modelcodec.runtime import compressed_weight as weights
 from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory
+from modelcodec.runtime.layers import join_layers
 from modelcodec.types import U8, Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -37,32 +38,42 @@ _as_frames: ContextVar[bool] = ContextVar("_as_frames", default=False)
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """What a model's parameters take: as dense tensors, as they are kept now, and the buffer into which the largest compressed one is decoded."""
+    """What a model's parameters take: as dense tensors, as they are kept now, and the buffer for what is decoded at once.
+
+    `gpu_bytes`: what GPUs hold now of the compressed ones, beside the frames in the host's memory, which `kept_bytes` counts.
+    """
 
     dense_bytes: int
     kept_bytes: int
     buffer_bytes: int
     n_compressed: int
     n_dense: int
+    gpu_bytes: int = 0
 
     def __str__(self) -> str:
         share = 100 * self.kept_bytes / self.dense_bytes if self.dense_bytes else 100.0
         counted = f"{self.n_compressed} parameters compressed, {self.n_dense} kept dense"
-        return f"{self.dense_bytes:,} bytes of parameters take {self.kept_bytes:,} ({share:.1f} %), and {self.buffer_bytes:,} of a buffer; {counted}"
+        on_gpu = f", {self.gpu_bytes:,} of GPUs" if self.gpu_bytes else ""
+        return f"{self.dense_bytes:,} bytes of parameters take {self.kept_bytes:,} ({share:.1f} %){on_gpu}, and {self.buffer_bytes:,} of a buffer; {counted}"
 
 
-def compress_module(model: Module, *, level: int = FAST, lossless: bool = True, mantissa_bits: int | None = None) -> MemoryReport:
+def compress_module(
+    model: Module, *, level: int = FAST, lossless: bool = True, mantissa_bits: int | None = None, fixed_length: bool = False
+) -> MemoryReport:
     """Replace the parameters of a model, in place, by compressed ones; its outputs stay the same to the bit.
 
     `level`: 1 (decodes fastest), 5 or 9 (smallest). `lossless=False` with `mantissa_bits`: keep so many leading bits of each weight's mantissa, rounded.
+    `fixed_length`: a GPU gets matrices of bf16 in a form of about 12 bits a weight, for generating token by token: products of a few vectors read it as it is.
+    The weights are the same; such products are summed in another order.
 
     Parameters that are small, on the meta device, of a class of their own, or that would not shrink stay dense. Tied ones stay tied. Optimizers made before
-    hold the dense parameters: make them after.
+    hold the dense parameters: make them after. What is compressed already stays as it is, but weights of one layer are told of each other again, which
+    `torch.load` forgets.
     memory: one parameter's frames beside the model. Raises BadRecipe.
     """
     if lossless != (mantissa_bits is None):
         raise BadRecipe("mantissa_bits rounds weights and needs lossless=False; lossless=False needs mantissa_bits")
-    coding = Coding(level, mantissa_bits)
+    coding = Coding(level, mantissa_bits, fixed_length)
     for places in _places(model):
         module, name, full_name = places[0]
         new = _compressed(module._parameters[name], full_name, coding)
@@ -70,6 +81,10 @@ def compress_module(model: Module, *, level: int = FAST, lossless: bool = True, 
             setattr(module, name, new)  # not put into _parameters: recurrent modules keep a list of their own
             if _give_dense not in module._state_dict_hooks.values():
                 module.register_state_dict_post_hook(_give_dense)  # type: ignore[no-untyped-call]
+    join_layers(model)
+    for parameter in model.parameters():
+        if weights.is_compressed(parameter):
+            parameter.store.resident()  # type: ignore[attr-defined]
     return memory_report(model)
 
 
@@ -108,7 +123,10 @@ def memory_report(model: Module) -> MemoryReport:
     dense_bytes = sum(p.nbytes for p in dense)
     decoded_bytes = [p.numel() * p.element_size() for p in compressed]
     kept_bytes = sum(p.store.frames.n_bytes for p in compressed)
-    return MemoryReport(dense_bytes + sum(decoded_bytes), dense_bytes + kept_bytes, max(decoded_bytes, default=0), len(compressed), len(dense))
+    residents = {p.store.held for p in compressed} - {None}
+    buffer_bytes = max([*decoded_bytes, *(resident.buffer_bytes for resident in residents)], default=0)
+    gpu_bytes = sum(resident.n_bytes for resident in residents)
+    return MemoryReport(dense_bytes + sum(decoded_bytes), dense_bytes + kept_bytes, buffer_bytes, len(compressed), len(dense), gpu_bytes)
 
 
 def _give_dense(module: Module, state: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any]) -> None:

@@ -7,18 +7,20 @@ writes and encodes again.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe
-from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory, empty_words
-from modelcodec.types import DTYPE_BY_NAME, Array, DType, TensorSpec
+from modelcodec.runtime.fixed_length import MOST_VECTORS, FixedLength
+from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory
+from modelcodec.runtime.gpu import decodes_on
+from modelcodec.runtime.gpu_weights import FormedMatrix, Layer, Resident
+from modelcodec.runtime.workspace import is_capturing, workspace
+from modelcodec.types import DTYPE_BY_NAME, DType, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,43 +72,6 @@ def dtype_of(tensor: Tensor) -> DType:
     return dtype
 
 
-class Workspace:
-    """Buffers for decoded elements: as many as an operation needs at once, each grown to the largest weight that it held."""
-
-    def __init__(self) -> None:
-        self._spare: list[Array] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def lent(self, n_bytes: int) -> Iterator[Array]:
-        """A buffer (u1) of any contents, for the length of the block."""
-        buffer = self._take(n_bytes)
-        try:
-            yield buffer[:n_bytes]
-        finally:
-            with self._lock:
-                self._spare.append(buffer)
-                self._spare.sort(key=len)
-
-    def _take(self, n_bytes: int) -> Array:
-        """The smallest spare buffer that is large enough, or a new one in the place of the largest."""
-        with self._lock:
-            fitting = next((place for place, buffer in enumerate(self._spare) if len(buffer) >= n_bytes), -1)
-            if fitting >= 0:
-                return self._spare.pop(fitting)
-            if self._spare:
-                self._spare.pop()  # before the larger one is there
-        return empty_words(n_bytes)
-
-
-_workspaces: WeakValueDictionary[str, Workspace] = WeakValueDictionary()
-
-
-def workspace() -> Workspace:
-    """The process's own, which lives as long as any compressed tensor does."""
-    return _workspaces.setdefault("", Workspace())
-
-
 def _nothing() -> None:
     """A reference to nothing."""
 
@@ -115,10 +80,10 @@ class WeightStore:
     """What a compressed tensor and its views have in common, as dense ones have their storage: `n` elements of `dtype` on `device`.
 
     `casts` are the dtypes through which the elements go after decoding: a cast, which autocast may keep, holds no elements of its own. `given` refers to the
-    dense tensor, while it lives, that a state_dict got last.
+    dense tensor, while it lives, that a state_dict got last. A GPU decodes the frames as those of a tensor of `layer`; `held` is what it holds of that by now.
     """
 
-    __slots__ = ("_workspace", "casts", "coding", "device", "frames", "given")
+    __slots__ = ("_workspace", "casts", "coding", "device", "frames", "given", "held", "layer", "place")
 
     def __init__(self, coded: FramesInMemory, coding: Coding, device: Any, casts: tuple[Any, ...]) -> None:
         self.frames = coded
@@ -127,6 +92,9 @@ class WeightStore:
         self.casts = casts
         self.given: Callable[[], Tensor | None] = _nothing
         self._workspace = workspace()
+        self.layer: Layer | None = None
+        self.place = 0
+        self.held: Resident | None = None
 
     @property
     def n(self) -> int:
@@ -140,29 +108,50 @@ class WeightStore:
     def dtype(self) -> Any:
         return self.casts[-1] if self.casts else self.stored_dtype
 
+    def join(self, layer: Layer, place: int) -> None:
+        """From now on be decoded with others: the frames are those in this place of the layer."""
+        self.layer, self.place, self.held = layer, place, None
+
+    def resident(self) -> Resident | None:
+        """What the device holds of this, put there if need be; None where the CPU decodes."""
+        if not decodes_on(self.device):
+            return None
+        if self.held is None:
+            self.layer = self.layer or Layer((self.frames,), fixed_length=self.coding.fixed_length)
+            self.held = self.layer.on(self.device)
+        return self.held if self.held.holds(self.place) else None
+
     @contextmanager
     def lent(self) -> Iterator[Tensor]:
-        """All elements as a one-dimensional dense tensor, valid inside the block."""
+        """All elements as a one-dimensional dense tensor, valid inside the block, and to be written to."""
         with self.lent_frames(range(len(self.frames.frames))) as flat:
             yield flat
 
     @contextmanager
-    def lent_frames(self, numbers: Sequence[int]) -> Iterator[Tensor]:
-        """The elements of the frames with these ascending numbers, one after the other."""
+    def lent_frames(self, numbers: Sequence[int], *, shared: bool = False) -> Iterator[Tensor]:
+        """The elements of the frames with these ascending numbers, one after the other; `shared`: as others may see them, not to be written to."""
+        resident = self.resident()
+        with self._decoded(numbers) if resident is None else resident.lent(self.place, numbers, shared=shared) as octets:
+            flat = octets.view(self.stored_dtype)
+            for dtype in self.casts:
+                flat = flat.to(dtype)
+            yield flat.to(self.device)
+
+    @contextmanager
+    def _decoded(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+        """The same by the CPU, as bytes (u1)."""
         import torch
 
         word = self.frames.spec.dtype.word
         n_words = (len(numbers) - 1) * self.frames.frame_words + self.frames.words_of(numbers[-1]) if numbers else 0
         with self._workspace.lent(n_words * word) as buffer:
             self.frames.decode(numbers, buffer.view(frames.WORD[word]), torch.get_num_threads())
-            flat = torch.from_numpy(buffer).view(self.stored_dtype)
-            for dtype in self.casts:
-                flat = flat.to(dtype)
-            yield flat.to(self.device)
+            yield torch.from_numpy(buffer)
 
     def write(self, flat: Tensor) -> None:
         """Encode all elements anew; they may come as another dtype."""
         self.frames, self.casts = _encoded(flat, self.frames.spec, self.coding), ()
+        self.layer, self.place, self.held = None, 0, None
 
     def settle(self) -> None:
         """Carry out what is cast only on the way out."""
@@ -172,7 +161,10 @@ class WeightStore:
 
     def twin(self, *, device: Any = None, casts: tuple[Any, ...] = ()) -> WeightStore:
         """Another store with the same frames, which are never changed, only replaced."""
-        return WeightStore(self.frames, self.coding, device or self.device, self.casts + casts)
+        twin = WeightStore(self.frames, self.coding, device or self.device, self.casts + casts)
+        twin.layer, twin.place = self.layer, self.place
+        twin.held = self.held if twin.device == self.device else None
+        return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Bytes go as a tensor: torch.save makes half as much again of bytes, but puts tensors into records of their own."""
@@ -216,20 +208,21 @@ def is_compressed(tensor: Any) -> bool:
 
 
 @contextmanager
-def decoded(tensor: Any) -> Iterator[Tensor]:
-    """The elements of a compressed tensor as a dense one that is valid inside the block; what is written to it is lost."""
+def decoded(tensor: Any, *, shared: bool = False) -> Iterator[Tensor]:
+    """The elements of a compressed tensor as a dense one that is valid inside the block; what is written to it is lost, or with `shared` seen by others."""
     size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
     held, own = tensor.store.dtype.itemsize, tensor.dtype.itemsize
     end = offset + 1 + sum((d - 1) * s for d, s in zip(size, stride, strict=True)) if tensor.numel() else offset
     numbers = tensor.store.frames.covering(offset * own // held, -(-end * own // held))
     first = numbers.start * tensor.store.frames.frame_words * held // own
-    with tensor.store.lent_frames(numbers) as flat:
-        yield flat.view(tensor.dtype).as_strided(size, stride, offset - first)
+    with tensor.store.lent_frames(numbers, shared=shared) as flat:
+        seen = flat.view(tensor.dtype)
+        yield seen.as_strided(size, stride, seen.storage_offset() + offset - first)
 
 
 def dense(tensor: Any) -> Tensor:
     """The elements of a compressed tensor in memory of their own."""
-    with decoded(tensor) as lent:
+    with decoded(tensor, shared=True) as lent:
         return lent.clone()
 
 
@@ -260,7 +253,9 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
 
     kind, aten = compressed_tensor(), torch.ops.aten
     result = None
-    if args and isinstance(args[0], kind):
+    if func in (aten.linear.default, aten.mm.default, aten.addmm.default, aten.matmul.default):
+        result = None if kwargs else _product(func, args)
+    elif args and isinstance(args[0], kind):
         if func.is_view:
             return _view(func, args[0], args[1:], kwargs)
         if func is aten._to_copy.default:
@@ -289,7 +284,7 @@ def _cast(tensor: Any, *, dtype: Any = None, device: Any = None, layout: Any = N
     """A cast or a move to a device, with the same frames; None for one that changes strides, or makes what is no compressed tensor."""
     import torch
 
-    place = torch.device(device) if device is not None else tensor.store.device
+    place = tensor.store.device if device is None else torch.empty(0, device=device).device  # with the number of the GPU
     dtype = dtype or tensor.dtype
     plain = layout in (None, torch.strided) and memory_format in (None, torch.preserve_format) and _fills(tensor.size(), tensor.stride())
     if not plain or place.type == "meta" or tensor.dtype != tensor.store.dtype or not dtype.is_floating_point or dtype not in _dtypes():
@@ -299,13 +294,21 @@ def _cast(tensor: Any, *, dtype: Any = None, device: Any = None, layout: Any = N
 
 
 def _embedding(tensor: Any, indices: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    """Rows of an embedding from the frames that hold them; None where frames do not hold whole rows."""
+    """Rows of an embedding from the frames that hold them, or from the fixed-length form; None where frames do not hold whole rows.
+
+    Which frames these are must be known here: while a CUDA graph is captured, which cannot wait for that, all are decoded.
+    """
     import torch
 
     coded = tensor.store.frames
     n_rows, row = tensor.size()
     whole = tensor.is_contiguous() and tensor.numel() == tensor.store.n and tensor.dtype == tensor.store.dtype
-    if not whole or coded.frame_words % row or indices.numel() == 0:
+    if not whole or indices.numel() == 0:
+        return None
+    form = _form(tensor)
+    if form:
+        return form.rows(indices)
+    if coded.frame_words % row or is_capturing(tensor.store.device):
         return None
     if bool(((indices < 0) | (indices >= n_rows)).any()):
         raise IndexError(f"{coded.spec.name}: an index of the embedding is out of range, there are {n_rows} rows")
@@ -313,6 +316,35 @@ def _embedding(tensor: Any, indices: Tensor, *args: Any, **kwargs: Any) -> Tenso
     numbers, places = torch.unique(indices // rows, return_inverse=True)
     with tensor.store.lent_frames(numbers.tolist()) as flat:
         return torch.embedding(flat.view(-1, row), places * rows + indices % rows, *args, **kwargs)
+
+
+def _product(func: Any, args: Sequence[Any]) -> Tensor | None:
+    """A few vectors times a transposed matrix in the fixed-length form, as it is; None for any other product."""
+    import torch
+
+    aten = torch.ops.aten
+    bias, x, weight = args if func is aten.addmm.default else (args[2] if len(args) > 2 else None, *args[:2])
+    if not is_compressed(weight) or is_compressed(x) or weight.dim() != 2:
+        return None
+    form = _form(weight if func is aten.linear.default else weight.t())
+    if form is None or x.shape[-1] != form.n_columns or not 0 < x.numel() <= MOST_VECTORS * form.n_columns:
+        return None
+    if bias is not None and bias.shape != (form.n_rows,):
+        return None
+    vectors = [dense(vector) if is_compressed(vector) else vector.contiguous() for vector in (x, bias) if vector is not None]
+    if any(vector.dtype != torch.bfloat16 or vector.device != weight.device for vector in vectors):
+        return None
+    return form.multiply(*vectors)
+
+
+def _form(tensor: Any) -> FixedLength | None:
+    """The fixed-length form of a matrix that is a whole store."""
+    store = tensor.store
+    if not store.coding.fixed_length or store.casts or tensor.dtype != store.dtype or not tensor.is_contiguous():
+        return None
+    resident = store.resident()
+    form = resident.form if isinstance(resident, FormedMatrix) else None
+    return form if form is not None and tensor.size() == (form.n_rows, form.n_columns) else None
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -337,7 +369,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         flats = {store: stack.enter_context(store.lent()) for store in written}
         for place, leaf in enumerate(values):
             if isinstance(leaf, kind):
-                values[place] = _seen(leaf, flats[leaf.store]) if leaf.store in flats else stack.enter_context(decoded(leaf))
+                values[place] = _seen(leaf, flats[leaf.store]) if leaf.store in flats else stack.enter_context(decoded(leaf, shared=True))
                 givers[id(values[place])] = leaf
                 buffers.add(values[place].untyped_storage().data_ptr())
         plain_args, plain_kwargs = tree_unflatten(values, structure)

@@ -34,10 +34,11 @@ _RUN_FRAMES = 4
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How words become frames: the level, and how many mantissa bits are kept (None: all)."""
+    """How words become frames: the level, and how many mantissa bits are kept (None: all). `fixed_length`: a GPU has matrices in that form instead."""
 
     level: int = FAST
     mantissa_bits: int | None = None
+    fixed_length: bool = False
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -121,9 +122,16 @@ class FramesInMemory:
 
     def _decode_frame(self, number: int, out: Array) -> None:
         """Decode a frame of any kind into the start of `out`."""
-        n, first = self.words_of(number), number % self.group_frames * self.frame_words
-        context = FrameContext(self.spec, first, n, self.shared[number // self.group_frames], number * self.frame_words)
-        frames.decode(memoryview(self.frames[number].data), number, out[:n], f"{self.spec.name}, frame {number} in memory", context)
+        frames.decode(memoryview(self.frames[number].data), number, out[: self.words_of(number)], self.where(number), self.context(number))
+
+    def where(self, number: int) -> str:
+        """A frame's name in messages."""
+        return f"{self.spec.name}, frame {number} in memory"
+
+    def context(self, number: int) -> FrameContext:
+        """What a frame may know."""
+        first = number % self.group_frames * self.frame_words
+        return FrameContext(self.spec, first, self.words_of(number), self.shared[number // self.group_frames], number * self.frame_words)
 
     def groups(self) -> Iterable[container.EncodedGroup]:
         """The frames as a container's writer takes them."""

@@ -25,6 +25,8 @@ from modelcodec.stages.raw import Raw
 from modelcodec.stages.split_float import SplitFloat
 from modelcodec.types import Array
 
+WIDTHS = (2, 4)
+"""Bytes of the words that the kernel decodes."""
 ALIGNMENT = 16
 """Of a part in bytes, and of a frame's place in the output in words: the widest store of a thread."""
 
@@ -46,8 +48,9 @@ class FramePlace:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A frame that is laid out as words: n of them, from byte `start` on, to word `at` of the output."""
+    """A frame, the `number`-th that was added, that is laid out as words: n of them, from byte `start` on, to word `at` of the output."""
 
+    number: int
     at: int
     n: int
     start: int
@@ -55,8 +58,9 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A frame that the kernel decodes: what must come out of it."""
+    """A frame, the `number`-th that was added, that the kernel decodes: what must come out of it."""
 
+    number: int
     where: str
     at: int
     n: int
@@ -103,10 +107,13 @@ class GpuLayout:
         self.coded: list[Coded] = []
         self.copies: list[Copy] = []
         self.tasks: dict[bool, list[tuple[int, Task]]] = {False: [], True: []}
-        """By whether there are classes: the number of the coded frame, and the task."""
+        """By whether there are classes: the number of the frame, and the task."""
+        self.sizes: list[int] = []
+        """Words of each frame."""
+        self.digests: list[int] = []
+        """Of each frame, decoded; those of coded ones are what their heads say."""
         self.n_positions = 0
         self.end = 0
-        self.aligned = True
         self._parts: list[tuple[int, Array]] = []
         self._size = 0
         self._class_tables: dict[int, tuple[Classes, Tables]] = {}
@@ -114,28 +121,36 @@ class GpuLayout:
 
     def add(self, place: FramePlace) -> None:
         """Check a frame and lay it out. Raises CorruptFile, LimitExceeded, UnsupportedFile."""
-        data = memoryview(place.data)
+        data, number = memoryview(place.data), len(self.sizes)
         head = frames.read_head(data, place.number, self.width, place.n, place.where)
+        self.sizes.append(place.n)
+        self.digests.append(head.digest)
         self.end = max(self.end, place.at + place.n)
-        parts = self._parts_of(head, data)
-        if parts is None or self.width * place.n < LEAST_BYTES:
+        parts = _parts_of(head, data) if self.width * place.n >= LEAST_BYTES else None
+        if parts is None:
             words = np.empty(place.n, frames.WORD[self.width])
             frames.decode(data, place.number, words, place.where, place.context)
-            self.copies.append(Copy(place.at, place.n, self._put(words)))
+            self.copies.append(Copy(number, place.at, place.n, self._put(words)))
             return
-        self.aligned &= place.at % ALIGNMENT == 0
         try:
-            n_escapes = self._add_tasks(place, parts)
+            n_escapes = self._add_tasks(number, place, parts)
         except CorruptFile as error:
             raise CorruptFile(f"{place.where}: {error}; the file is damaged, fetch it again") from None
-        self.coded.append(Coded(place.where, place.at, place.n, n_escapes, head.digest))
+        self.coded.append(Coded(number, place.where, place.at, place.n, n_escapes, head.digest))
 
-    def bytes(self) -> Array:
-        """All parts, each in its place."""
-        out = np.zeros(max(self._size, ALIGNMENT), np.uint8)
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all parts with what lies between them."""
+        return max(self._size, ALIGNMENT)
+
+    def write(self, out: Array) -> None:
+        """Put all parts into their places in `out` (u1, n_bytes of any contents); between them are zeros."""
+        end = 0
         for start, part in self._parts:
-            out[start : start + part.nbytes] = part.view(np.uint8)
-        return out
+            out[end:start] = 0
+            end = start + part.nbytes
+            out[start:end] = part.view(np.uint8)
+        out[end:] = 0
 
     def _put(self, part: Array) -> int:
         start = self._size
@@ -143,24 +158,9 @@ class GpuLayout:
         self._size += part.nbytes + -part.nbytes % ALIGNMENT
         return start
 
-    def _parts_of(self, head: frames.Head, data: memoryview) -> Parts | None:
-        """The parts of a frame that the kernel knows, else None."""
-        root = head.root
-        if root.stage is not SplitFloat or root.width > 4:
-            return None
-        symbols, *others = root.children
-        if symbols.stage not in (Rans, ClassRans) or any(other.stage is not Raw for other in others):
-            return None
-        stream = rans.Stream.read(symbols.header, symbols.width, symbols.n) if symbols.stage is Rans else class_rans.Stream.read(symbols.header, symbols.n)
-        if 1 << stream.lanes_log2 != LANES:
-            return None
-        payload = frames.as_bytes(data)[len(data) - sum(node.layout.n_payload for node in root.walk()) :]
-        coded, rest, *low = (payload[node.start : node.start + node.layout.n_payload] for node in root.children)
-        return Parts(stream, root.header[0], coded, rest, low[0] if low else None)
-
-    def _add_tasks(self, place: FramePlace, parts: Parts) -> int:
+    def _add_tasks(self, number: int, place: FramePlace, parts: Parts) -> int:
         """Lay the parts out, a task for each group. Returns the number of escaped words."""
-        stream, n, number = parts.stream, place.n, len(self.coded)
+        stream, n = parts.stream, place.n
         tables = self._tables(parts, place)
         planes = self._planes(parts, n)
         low = 0 if parts.low is None else self._put(parts.low) // 2
@@ -210,6 +210,27 @@ class GpuLayout:
             laid_out = Tables(entries // 4, values // 2, classes.bits, True, 0, classes.column_scales.size, *scales)
             self._class_tables[id(classes)] = classes, laid_out
         return replace(self._class_tables[id(classes)][1], at=first)
+
+
+def is_known(data: memoryview, number: int, width: int, n: int, where: str) -> bool:
+    """Whether the kernel decodes such a frame. Raises what `frame.read_head` raises."""
+    return _parts_of(frames.read_head(data, number, width, n, where), data) is not None
+
+
+def _parts_of(head: frames.Head, data: memoryview) -> Parts | None:
+    """The parts of a frame that the kernel knows, else None."""
+    root = head.root
+    if root.stage is not SplitFloat or root.width > 4:
+        return None
+    symbols, *others = root.children
+    if symbols.stage not in (Rans, ClassRans) or any(other.stage is not Raw for other in others):
+        return None
+    stream = rans.Stream.read(symbols.header, symbols.width, symbols.n) if symbols.stage is Rans else class_rans.Stream.read(symbols.header, symbols.n)
+    if 1 << stream.lanes_log2 != LANES:
+        return None
+    payload = frames.as_bytes(data)[head.start :]
+    coded, rest, *low = (payload[node.start : node.start + node.layout.n_payload] for node in root.children)
+    return Parts(stream, root.header[0], coded, rest, low[0] if low else None)
 
 
 def _entries(table: Table) -> Array:

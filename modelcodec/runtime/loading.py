@@ -7,11 +7,13 @@ from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from modelcodec.pool import thread_count
+from modelcodec.runtime.device_memory import DeviceMemory
+from modelcodec.runtime.gpu import decodes_on
 from modelcodec.runtime.pipeline import Pipeline
 from modelcodec.runtime.sources import Location, files_of, name_of
-from modelcodec.runtime.streaming import MEMORY_BOUND, memory_for
+from modelcodec.runtime.streaming import MEMORY_BOUND
 from modelcodec.runtime.tensors import as_tensor, is_in_bytes, torch_dtype
-from modelcodec.types import Array, TensorSpec
+from modelcodec.types import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +27,9 @@ def load_model(
 ) -> tuple[list[str], list[str]]:
     """Load a compressed checkpoint into a module in place, as `safetensors.torch.load_model` does; returns missing and unexpected names.
 
-    `source`, `threads`: as for `stream`. What has the dtype and shape of its parameter on the CPU is decoded in its place; the rest is converted and copied
-    as by `load_state_dict`, whose hooks are run. Parameters and buffers on the meta device are made on `device` (default: the CPU) in their own dtype; tied
-    ones stay tied. A name whose parameter is tied to one that was loaded is not missing.
+    `source`, `threads`: as for `stream`. What has the dtype and shape of its parameter, on the CPU or on a GPU that can decode, is decoded in its place; the
+    rest is converted and copied as by `load_state_dict`, whose hooks are run. Parameters and buffers on the meta device are made on `device` (default: the
+    CPU) in their own dtype; tied ones stay tied. A name whose parameter is tied to one that was loaded is not missing.
 
     memory: what `stream` takes, and all tensors for which the module has no place until the end.
     raises: RuntimeError for shapes that do not match, and with `strict` for missing or unexpected names; what `stream` raises. Parts may be loaded then.
@@ -35,7 +37,7 @@ def load_model(
     targets = _Targets(model, device)
     state: dict[str, torch.Tensor] = {}
     for file in files_of(source):
-        with Pipeline(file, thread_count(threads), MEMORY_BOUND, targets.place, memory_for(targets.staging_device())) as pipeline:
+        with Pipeline(file, thread_count(threads), MEMORY_BOUND, targets) as pipeline:
             for spec, data in pipeline:
                 state[spec.name] = targets.load(spec, as_tensor(data, spec, "pt", name_of(file)))
                 del data
@@ -49,15 +51,15 @@ def load_model(
     return missing, unexpected
 
 
-class _Targets:
+class _Targets(DeviceMemory):
     """The parameters and persistent buffers of a module, by name."""
 
     def __init__(self, model: torch.nn.Module, device: Any) -> None:
         import torch
 
-        self._device = device or "cpu"
         # Extra state may be anything.
         self._tensors = {name: x for name, x in model.state_dict(keep_vars=True).items() if isinstance(x, torch.Tensor)}
+        super().__init__(device or "cpu", {x.device for x in self._tensors.values()})
         self._names: dict[int, list[str]] = defaultdict(list)
         for name, x in self._tensors.items():
             self._names[id(x)].append(name)
@@ -69,16 +71,12 @@ class _Targets:
                 for key, held in holder.items():
                     self._holders[id(held)].append((cast(dict[str, Any], holder), key))
 
-    def staging_device(self) -> Any:
-        """The device of tensors that do not stay where they are decoded."""
-        return next((x.device for x in self._tensors.values() if x.is_cuda), self._device)
-
-    def place(self, spec: TensorSpec) -> Array | None:
+    def place(self, spec: TensorSpec) -> Any:
         """The memory of a tensor's target, if it can have the decoded bytes as they are."""
         import torch
 
         target = self._tensors.get(spec.name)
-        if target is None or not _is_plain(target) or target.device.type != "cpu" or not target.is_contiguous():
+        if target is None or not _is_plain(target) or not (target.device.type == "cpu" or decodes_on(target.device)) or not target.is_contiguous():
             return None
         if tuple(target.shape) != spec.shape or target.dtype != torch_dtype(spec.dtype) or is_in_bytes(spec.dtype) or not spec.n_bytes:
             return None
@@ -87,8 +85,13 @@ class _Targets:
             return None
         self._taken.add(address)
         self._placed.add(spec.name)
-        memory: Array = target.detach().reshape(-1).view(torch.uint8).numpy()
-        return memory
+        memory = target.detach().reshape(-1).view(torch.uint8)
+        return memory if decodes_on(target.device) else memory.numpy()
+
+    def allocate(self, spec: TensorSpec) -> Any:
+        """Memory where the target is, or where it shall be."""
+        target = self._tensors.get(spec.name)
+        return self.on(self.device if target is None or target.is_meta else target.device, spec.n_bytes)
 
     def load(self, spec: TensorSpec, tensor: torch.Tensor) -> torch.Tensor:
         """The target once it has the tensor's elements, or the tensor where there is no target for it."""
@@ -108,7 +111,7 @@ class _Targets:
         """Put a real tensor wherever the module has this one of the meta device."""
         import torch
 
-        made = tensor.to(self._device, target.dtype)
+        made = tensor.to(self.device, target.dtype)
         if isinstance(target, torch.nn.Parameter):
             made = torch.nn.Parameter(made, requires_grad=target.requires_grad)
         for holder, name in self._holders[id(target)]:

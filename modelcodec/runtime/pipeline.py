@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
 from threading import Condition, Semaphore, Thread
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +28,6 @@ BATCH_BYTES = 8 << 20
 STOP_SECONDS = 5.0
 """How long an early end waits for the reading thread, which may be waiting for bytes that do not come."""
 
-Place: TypeAlias = "Callable[[TensorSpec], Array | None]"
-"""Where a tensor shall be decoded to (u1, aligned to 8), or None for memory of its own. Called in another thread."""
-Allocate: TypeAlias = "Callable[[int], Array]"
-
-
 def new_memory(n_bytes: int) -> Array:
     """Aligned to 64; numpy asks for huge pages where the system has them, which makes fresh memory several times cheaper."""
     block = np.empty(n_bytes + ALIGNMENT, np.uint8)
@@ -40,8 +35,29 @@ def new_memory(n_bytes: int) -> Array:
     return block[at : at + n_bytes]
 
 
-def no_place(spec: TensorSpec) -> None:
-    """Every tensor in memory of its own."""
+class Destination:
+    """Where tensors are decoded to and how: here new memory of the host for each. The methods are called in other threads.
+
+    batch_bytes: decoded bytes that a thread takes at a time.
+    """
+
+    batch_bytes = BATCH_BYTES
+
+    def place(self, spec: TensorSpec) -> Any:
+        """Memory that a tensor has already (u1, aligned to 8), which does not count as decoded ahead; None where it gets new memory."""
+        return None
+
+    def allocate(self, spec: TensorSpec) -> Any:
+        """New memory for a tensor (u1)."""
+        return self.host(spec.n_bytes)
+
+    def host(self, n_bytes: int) -> Array:
+        """New memory for a storage, whose tensors are cut from it on the host."""
+        return new_memory(n_bytes)
+
+    def decode(self, archive: Container, entry: Entry, first: int, out: Any) -> list[int]:
+        """Decode as many frames from number `first` on as fill `out`, a part of what `place` or `allocate` gave; returns their digests."""
+        return archive.decode_frames(entry, first, out)
 
 
 class _Stopped(Exception):
@@ -54,14 +70,14 @@ class _Arrival:
 
     entry: Entry
     views: Sequence[View] | None
-    out: Array
+    out: Any
     n_ahead: int
     digests: list[int]
     missing: int
     """Frames that are not decoded yet."""
     error: BaseException | None = None
 
-    def tensors(self, where: str) -> Iterator[tuple[TensorSpec, Array]]:
+    def tensors(self, where: str) -> Iterator[tuple[TensorSpec, Any]]:
         """Once it is whole."""
         container.check_tensor_digest(self.entry, self.digests, where)
         if self.views is None:
@@ -152,20 +168,20 @@ class _Ahead:
 
 
 class Pipeline:
-    """A container on its way: iterating gives specification and bytes (u1) of each tensor, in the order of the file, checked.
+    """A container on its way: iterating gives specification and bytes (u1, where the destination has them) of each tensor, in the order of the file, checked.
 
     Tensors of a torch file that are views of one storage share its memory where they are contiguous.
 
     memory: `memory_bound` bytes of coded batches and of tensors decoded ahead, but at least two coded frames a thread (where frames share a part: two groups
-    of 8). Tensors larger than the bound are not begun before the caller waits for them; what `place` gives does not count.
+    of 8). Tensors larger than the bound are not begun before the caller waits for them; what the destination has a place for does not count.
     raises: TruncatedFile, CorruptFile, UnsupportedFile, LimitExceeded, BadRecipe, OSError, each after the tensors that came whole.
     """
 
-    def __init__(self, location: Location, threads: int, memory_bound: int, place: Place = no_place, allocate: Allocate = new_memory) -> None:
+    def __init__(self, location: Location, threads: int, memory_bound: int, destination: Destination) -> None:
         self._location, self._threads, self._memory_bound = location, threads, memory_bound
-        self._place, self._allocate = place, allocate
+        self._destination = destination
         # Coded batches: one a thread, one for the reader. Small tensors that come in one batch with another are a batch more.
-        self._batch_bytes = min(max(memory_bound // (2 * (threads + 2)), LIMITS.frame_bytes), BATCH_BYTES)
+        self._batch_bytes = min(max(memory_bound // (2 * (threads + 2)), LIMITS.frame_bytes), destination.batch_bytes)
         self._ahead = _Ahead(max(memory_bound - (threads + 2) * self._batch_bytes, 0))
         self._thread = Thread(target=self._run, name="modelcodec-reader", daemon=True)
 
@@ -178,7 +194,7 @@ class Pipeline:
         self._ahead.stop()
         self._thread.join(STOP_SECONDS)
 
-    def __iter__(self) -> Iterator[tuple[TensorSpec, Array]]:
+    def __iter__(self) -> Iterator[tuple[TensorSpec, Any]]:
         where = name_of(self._location)
         while arrival := self._ahead.take():
             yield from arrival.tensors(where)
@@ -227,13 +243,13 @@ class Pipeline:
         Only the first of a batch waits for room: all that stands before it is under way then, whereas the caller may be waiting for what is in its batch.
         """
         n_bytes = entry.spec.n_bytes
-        out = self._place(entry.spec) if views is None else None
+        out = self._destination.place(entry.spec) if views is None else None
         n_ahead = n_bytes if out is None else 0
         if first:
             self._ahead.room(n_ahead)
         if out is None:
             try:
-                out = self._allocate(n_bytes)
+                out = self._destination.allocate(entry.spec) if views is None else self._destination.host(n_bytes)
             except MemoryError:
                 raise LimitExceeded(f"{name_of(self._location)}: {entry.name} needs {n_bytes} bytes of memory; open the file and read it in slices") from None
         n_frames = -(-entry.spec.n_words // entry.frame_words)
@@ -252,7 +268,7 @@ class Pipeline:
                 entry = replace(piece.holder, start=piece.holder.start - batch.start)
                 frame_bytes = entry.frame_words * entry.spec.dtype.word
                 out = arrival.out[piece.first * frame_bytes : piece.end * frame_bytes]
-                decoded.append((arrival, piece.first, window.decode_frames(entry, piece.first, out)))
+                decoded.append((arrival, piece.first, self._destination.decode(window, entry, piece.first, out)))
         except BaseException as error:
             self._ahead.decoded(decoded)
             self._ahead.failed(arrivals, error)

@@ -76,12 +76,16 @@ class RestoredFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer from the place where the file stands, at most up to the end of a tensor or of what lies between two."""
-        size = self._source.source_size
-        if self._position >= size or not len(buffer):
-            return 0
+        """Fill the buffer from the place where the file stands, as far as the file goes: not every reader asks again where it got less."""
+        out, n = memoryview(buffer).cast("B"), 0
+        while n < len(out) and self._position < self._source.source_size:
+            n += self._read_stretch(np.frombuffer(out[n:], np.uint8))
+        return n
+
+    def _read_stretch(self, out: Array) -> int:
+        """At most up to the end of a tensor or of what lies between two."""
         stretch = self._stretches[bisect_right(self._starts, self._position) - 1]
-        out = np.frombuffer(buffer, np.uint8)[: stretch.end - self._position]
+        out = out[: stretch.end - self._position]
         first = self._position - stretch.start
         if stretch.entry is None:
             out[:] = np.frombuffer(self._skeleton[stretch.skeleton + first :][: len(out)], np.uint8)

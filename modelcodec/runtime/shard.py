@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from modelcodec.errors import CorruptFile, LimitExceeded, ModelCodecError, TruncatedFile, UnsupportedFile
+from modelcodec.runtime.tensors import as_tensor, is_in_bytes
 from modelcodec.tensor_file import TensorFile, TensorSlice
 from modelcodec.types import DTYPE_BY_NAME
 
@@ -100,7 +101,8 @@ class Shard:
         """The whole tensor. Raises an error that is both ours and a SafetensorError for damage, SafetensorError for an unknown name."""
         part = self._slice(name)
         with _told_as_safetensors():
-            return self._placed(self._shaped(name, self._opened().get_tensor(name), part))
+            tensor = self._decoded_on_gpu(name)
+            return self._placed(self._shaped(name, self._opened().get_tensor(name), part)) if tensor is None else tensor
 
     def get_slice(self, name: str) -> ShardSlice:
         """A lazy view: indexing decodes what the first axis asks for."""
@@ -138,7 +140,7 @@ class Shard:
 
     def part(self, name: str, part: TensorSlice, index: Any) -> Any:
         """What indexing a tensor gives."""
-        if _is_packed(part):
+        if _is_packed(part) or index is Ellipsis:
             return self.get_tensor(name)[index]
         self._opened()
         with _told_as_safetensors():
@@ -166,6 +168,21 @@ class Shard:
             if hasattr(torch, _FLOAT4):
                 return tensor.reshape(*shape[:-1], shape[-1] // 2).view(getattr(torch, _FLOAT4))
         raise UnsupportedFile(f"tensor {name!r}: {part.get_dtype()} of shape {shape} has no counterpart in this framework; decompress the file instead")
+
+    def _decoded_on_gpu(self, name: str) -> Any | None:
+        """A whole tensor where it shall be; None where the CPU decodes it."""
+        if self._device is None:
+            return None
+        import torch
+
+        from modelcodec.runtime.device_memory import tensor_on
+        from modelcodec.runtime.gpu import decodes_on
+
+        device = torch.device(self._device)
+        whole = self._opened().whole_entry(name)
+        if not decodes_on(device) or whole is None or is_in_bytes(whole[1].spec.dtype):
+            return None
+        return as_tensor(tensor_on(*whole, device), whole[1].spec, "pt", name)
 
     def _placed(self, tensor: Any) -> Any:
         return tensor if self._device is None else tensor.to(self._device)

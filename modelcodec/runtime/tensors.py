@@ -28,8 +28,8 @@ def torch_dtype(dtype: DType) -> Any:
     return getattr(torch, numpy_dtype(dtype).name, None)
 
 
-def as_tensor(data: Array, spec: TensorSpec, framework: Framework, where: str) -> Any:
-    """The tensor whose bytes (u1) these are. Raises UnsupportedFile."""
+def as_tensor(data: Any, spec: TensorSpec, framework: Framework, where: str) -> Any:
+    """The tensor whose bytes these are: an array (u1), or for torch a tensor (u1) on any device. Raises UnsupportedFile."""
     is_torch = framework in ("pt", "torch")
     try:
         return _as_torch(data, spec, where) if is_torch else data if is_in_bytes(spec.dtype) else data.view(numpy_dtype(spec.dtype)).reshape(spec.shape)
@@ -38,14 +38,14 @@ def as_tensor(data: Array, spec: TensorSpec, framework: Framework, where: str) -
         raise UnsupportedFile(f"{where}: {library} has no tensor of the shape {spec.shape} ({error}); decompress the file instead") from None
 
 
-def _as_torch(data: Array, spec: TensorSpec, where: str) -> Any:
+def _as_torch(data: Any, spec: TensorSpec, where: str) -> Any:
     import torch
 
-    octets = torch.from_numpy(data)
+    octets = data if isinstance(data, torch.Tensor) else torch.from_numpy(data)
     if is_in_bytes(spec.dtype):
         return octets
     kind = torch_dtype(spec.dtype)
     if kind is None:
         raise UnsupportedFile(f"{where}: this version of torch has no dtype {numpy_dtype(spec.dtype).name}; use framework='np' or update torch")
     # torch views no empty tensor of bytes as wider elements.
-    return octets.view(kind).reshape(spec.shape) if data.size else torch.empty(spec.shape, dtype=kind)
+    return octets.view(kind).reshape(spec.shape) if octets.numel() else torch.empty(spec.shape, dtype=kind, device=octets.device)
