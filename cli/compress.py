@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from modelcodec.cli import options
 from modelcodec.cli.jobs import plan_jobs, transfer
-from modelcodec.cli.lossy import Loss, fit_of, lossy_options, recipe_of
+from modelcodec.cli.lossy import Loss, fit_of, lossy_options
 from modelcodec.cli.options import Place, Voice
 from modelcodec.cli.progress import Callback
 from modelcodec.cli.report import shrunk
@@ -78,7 +78,7 @@ def compress(
     def act(src: Endpoint, dst: Endpoint | None, progress: Callback | None) -> Report:
         from modelcodec import api
 
-        recipe = recipe_of(loss)
+        recipe = loss.rules
         fit = fit_of(loss, recipe, level, Path(src) if isinstance(src, str | Path) else None) if loss.asked else None
         return api.compress(
             src, dst, level=level, recipe=recipe, threads=threads or None, overwrite=place.force, verify=not no_verify, sha256=sha256, base=base, fit=fit,

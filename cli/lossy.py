@@ -59,7 +59,7 @@ class Loss:
     @cached_property
     def scorer(self) -> Callable[..., Any] | None:
         """The function of --eval. Raises BadRecipe, OSError."""
-        return None if self.score is None else _function_of(Path(self.score), "score")
+        return None if self.score is None else _of_user(Path(self.score), "score")
 
 
 def lossy_options(command: Command) -> Command:
@@ -86,11 +86,6 @@ def lossy_options(command: Command) -> Command:
         return command(*args, loss=loss, **others)
 
     return with_loss  # type: ignore[return-value]
-
-
-def recipe_of(loss: Loss) -> Recipe:
-    """The rules of --recipe. Raises BadRecipe, OSError."""
-    return loss.rules
 
 
 def fit_of(loss: Loss, recipe: Recipe, level: int | None, source: Path | None) -> Fit | None:
@@ -159,24 +154,20 @@ def _calibration_of(path: Path) -> Calibration:
 
     if path.suffix != ".py":
         return Calibration.load(path)
-    found = _function_of(path, "calibrate")()
+    found = _of_user(path, "calibrate")()
     if not isinstance(found, Calibration):
         raise BadRecipe(f"{path}: calibrate() gives {type(found).__name__}, it is to give a modelcodec.fit.calibration.Calibration")
     return found
 
 
-def _function_of(path: Path, name: str) -> Callable[..., Any]:
-    """A function of the user's own file, which is run. Raises BadRecipe, OSError."""
-    from importlib.util import module_from_spec, spec_from_file_location
+def _of_user(path: Path, name: str) -> Callable[..., Any]:
+    """A function of the user's own Python file, whose errors are told as the file's. Raises BadRecipe, OSError."""
+    from modelcodec.cli.user_code import blamed_on, function_of
 
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
-    spec = spec_from_file_location(f"{name}_of_user", path)
-    if spec is None or spec.loader is None:
-        raise BadRecipe(f"{path}: this is no Python file")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function: Callable[..., Any] | None = getattr(module, name, None)
-    if function is None:
-        raise BadRecipe(f"{path}: it has no function {name}")
-    return function
+    function = function_of(path, name)
+
+    def run(*args: Any) -> Any:
+        with blamed_on(path):
+            return function(*args)
+
+    return run

@@ -10,7 +10,7 @@ import click
 
 from modelcodec.cli import options
 from modelcodec.cli.jobs import each, label
-from modelcodec.cli.lossy import Loss, fit_of, lossy_options, recipe_of
+from modelcodec.cli.lossy import Loss, fit_of, lossy_options
 from modelcodec.cli.messages import percent, say, size
 from modelcodec.cli.options import Voice
 from modelcodec.cli.progress import bar
@@ -63,7 +63,7 @@ def push(
         from modelcodec import hub
 
         packed_at = level or UPLOAD_LEVEL
-        fit = fit_of(loss, recipe_of(loss), packed_at, None)
+        fit = fit_of(loss, loss.rules, packed_at, None)
         begin = time.perf_counter()
         hub.quieten(bars=voice.verbose)
         with bar(label(source), wanted=not voice.quiet and not voice.verbose) as progress:

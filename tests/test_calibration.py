@@ -112,3 +112,53 @@ def test_sequences_and_likelihood() -> None:
     assert data.outputs["1.weight"].shape == (8, 8)
     assert set(data.biases) == {"1.weight"}
     assert all(np.trace(x) > 0 for x in (*data.moments.values(), *data.outputs.values()))
+
+
+@pytest.mark.parametrize("most_rows", [100, 10])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_curvature_of_embeddings_foretells_their_loss(monkeypatch: pytest.MonkeyPatch, most_rows: int, tied: bool) -> None:
+    """In a table that is the head, too, errors cost what both uses do; with more rows than are seen as pairs, and with fewer."""
+    torch = pytest.importorskip("torch")
+    from modelcodec.fit import curvature
+
+    monkeypatch.setattr(curvature, "_MOST_ROWS", most_rows)
+    torch.manual_seed(4)
+    nn = torch.nn
+    model = nn.Sequential(nn.Embedding(24, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 24, bias=False)).eval()
+    if tied:
+        model[3].weight = model[0].weight
+    frequencies = 2.0 ** -torch.arange(24.0)
+    tokens = torch.multinomial(frequencies, 600 * 4, replacement=True).reshape(600, 4)
+    data = curvature.curvature(model, tokens.split(100), lambda m, batch: m(batch), loss="likelihood")
+    assert data.outputs["0.weight"].ndim == data.outputs["3.weight"].ndim == (2 if most_rows > 24 else 1)
+    with torch.no_grad():
+        before = torch.log_softmax(model(tokens), -1)
+        for name in ("0.weight",) if tied else ("0.weight", "3.weight"):
+            weight, foreseen, real = model.get_parameter(name), 0.0, 0.0
+            for _ in range(8):
+                errors = 0.02 * torch.randn_like(weight)
+                weight += errors
+                after = torch.log_softmax(model(tokens), -1)
+                weight -= errors
+                real += 2 * float((before.exp() * (before - after)).sum()) / len(tokens)
+                costs = data.outputs[name] if most_rows > 24 else np.diag(data.outputs[name])
+                foreseen += float(np.einsum("ij,ij->", costs @ errors.numpy(), errors.numpy() @ data.moments[name]))
+            assert 0.6 < foreseen / real < 1.6
+
+
+def test_positions_are_tokens_of_one_sample() -> None:
+    torch = pytest.importorskip("torch")
+    from modelcodec.fit.curvature import curvature
+
+    class Placed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places, self.head = torch.nn.Embedding(9, 4), torch.nn.Embedding(6, 4), torch.nn.Linear(4, 5)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.words(tokens) + self.places(torch.arange(tokens.shape[1])))
+
+    data = curvature(Placed().eval(), torch.randint(9, (40, 5)).split(10), lambda m, batch: m(batch))
+    costs = np.diag(data.outputs["places.weight"])
+    assert (costs[:5] > 0).all()
+    assert costs[5] == 0

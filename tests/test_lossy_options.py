@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import modelcodec
 from modelcodec.cli.main import main
 from modelcodec.errors import BadRecipe
+from modelcodec.fit.fp8 import Fp8
 from modelcodec.fit.rules import Ruled, is_usual
 from modelcodec.fit.text import parse_fit
 from modelcodec.recipe import Recipe
@@ -97,6 +98,22 @@ def test_drop(source: Path) -> None:
     assert 0.0015 < found["layer.0.weight"].mean() <= 0.002
 
 
+def test_an_error_in_the_users_file_is_told_as_its_own(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = source.with_name("my_eval.py")
+    script.write_text("def score(tensors):\n    return tensors['nothing'].mean()\n")
+    assert main(["compress", "--drop", "0.1", "--eval", str(script), str(source)]) == 2
+    assert f"{script}, line 2: KeyError" in capsys.readouterr().err
+
+
+def test_files_of_options_are_read_once_for_all_inputs(source: Path) -> None:
+    """A script that counts how often it is run, with two inputs."""
+    script, count, other = source.with_name("my_eval.py"), source.with_name("count"), source.with_name("other.safetensors")
+    other.write_bytes(source.read_bytes())
+    script.write_text(f"with open({str(count)!r}, 'a') as file: file.write('run ')\ndef score(tensors):\n    return 0.0\n")
+    assert main(["compress", "-q", "--drop", "0.1", "--eval", str(script), str(source), str(other)]) == 0
+    assert count.read_text() == "run "
+
+
 def test_recipe(source: Path) -> None:
     recipe = source.with_name("recipe.toml")
     recipe.write_text('[[rule]]\ntensors = "layer.1.*weight"\nfit = "prune(0.5)"\n\n[[rule]]\ntensors = "head.*"\n')
@@ -133,10 +150,14 @@ def test_wrong_use_is_told_in_a_line(source: Path, options: list[str], code: int
 
 
 def test_fits_as_text() -> None:
-    for text in ("bits(3)", "bits(bits=3, states=32)", "snr(30)", "max_error(1e-3, relative=true)", "trellis(0.01) | trellis(0.02)"):
+    for text in ("bits(3)", "bits(bits=3, states=32)", "snr(30)", "max_error(1e-3, relative=true)", "trellis(0.01) | trellis(0.02)", "nupes(4)", "fp8"):
         assert callable(parse_fit(text))
+    assert parse_fit("fp8(2, rows=true)") == Fp8(2, rows=True)
     for text in ("", "bits", "bits(x)", "nothing(1)", "bits(1, 2)", "bits(1, bits=2)", "bits(1) |", "bits(1", "bits(3, states=7)", "bits(3, other=7)"):
         with pytest.raises(BadRecipe):
+            parse_fit(text)
+    for text in ("equalize", "batchnorm(true)"):
+        with pytest.raises(BadRecipe, match="in Python"):
             parse_fit(text)
 
 

@@ -152,6 +152,41 @@ def test_what_no_place_stands_for_stays(hostile: float) -> None:
     assert np.abs(given - wanted).max() < 1
 
 
+def table(n_rows: int = 300) -> tuple[dict[str, Weights], Calibration, np.ndarray]:
+    """An embedding whose rows are read as often as words are, some never."""
+    values = DRAW.standard_normal((n_rows, 24)).astype(np.float32)
+    frequencies = 1.0 / np.arange(1, n_rows + 1) ** 1.5
+    frequencies[n_rows // 2 :] = 0
+    tensors = {"w": Weights(TensorSpec("w", DTYPE_BY_NAME["F32"], values.shape), values.view(np.uint32).reshape(-1))}
+    return tensors, Calibration(moments={"w": definite(24, 5)}, outputs={"w": frequencies}), frequencies
+
+
+def test_rows_that_cost_more_get_finer_steps() -> None:
+    """Given as a matrix, the same costs leave all rows the same step."""
+    tensors, data, frequencies = table()
+    costs = []
+    for outputs in (frequencies, np.diag(frequencies)):
+        fitted = Obs(2.0)(tensors, replace(data, outputs={"w": outputs}))
+        assert bits_of(tensors, fitted) <= 2.0
+        errors = values_of(fitted.tensors["w"].words, "F32").astype(np.float64) - tensors["w"].values()
+        costs.append(loss(errors.reshape(300, 24), data.moments["w"], np.diag(frequencies)))
+    assert costs[0] < 0.5 * costs[1]
+
+
+def test_bits_that_were_sought_on_some_rows_are_kept_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelcodec.fit import obs
+
+    monkeypatch.setattr(obs, "_SAMPLED", 1200)
+    tensors, data, _ = table()
+    kernel, of_kernel = layer()
+    both = Calibration(moments={**data.moments, "k": of_kernel.moments["w"]}, outputs={**data.outputs, "k": of_kernel.outputs["w"]})
+    tensors["k"] = replace(kernel["w"], spec=replace(kernel["w"].spec, name="k"))
+    fitted = Obs(2.5)(tensors, both)
+    n_bytes = sum(coded_bytes(tensors[name], Quantized(made.plan.stage, made.words, 0)) for name, made in fitted.tensors.items())  # type: ignore[arg-type]
+    bits = 8 * n_bytes / sum(weights.words.size for weights in tensors.values())
+    assert 2.4 < bits <= 2.5
+
+
 def test_dead_layers_cost_nothing_and_break_nothing() -> None:
     tensors, data = layer()
     dead = Calibration(moments={"w": np.zeros((54, 54))}, outputs={"w": np.zeros((24, 24))})

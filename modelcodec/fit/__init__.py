@@ -28,6 +28,10 @@ FITS: dict[str, str] = {
     "lowrank": "lowrank:LowRank",
     "obs": "obs:Obs",
     "gpfq": "gpfq:Gpfq",
+    "nupes": "nupes:Nupes",
+    "fp8": "fp8:Fp8",
+    "equalize": "equalize:Equalize",
+    "batchnorm": "batchnorm:BatchNorms",
 }
 
 

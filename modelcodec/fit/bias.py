@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from modelcodec import planner
 from modelcodec.fit.calibration import Bias
-from modelcodec.fitted import FittedTensor, Weights
-from modelcodec.stage import Plan
-from modelcodec.stages.raw import Raw
-from modelcodec.types import Array
+from modelcodec.fitted import FittedTensor, Weights, values_of
+from modelcodec.kernels.casts import rounded
 
 Floats = NDArray[np.float64]
 
@@ -23,17 +22,14 @@ def taker(tensors: Mapping[str, Weights], bias: Bias | None, rows: int) -> Weigh
 
 
 def corrected(vector: Weights, bias: Bias, mean_errors: Floats) -> FittedTensor:
-    """The vector that makes up for mean errors of the outputs; what is not finite in it stays."""
-    values = vector.values().astype(np.float64) + bias.sign * mean_errors
-    words = np.where(np.isfinite(values), _words(values, vector.spec.dtype.name), vector.words)
-    return vector.fitted(words, Plan(Raw()))
+    """The vector that makes up for mean errors of the outputs."""
+    return moved(vector, vector.values() + bias.sign * mean_errors)
 
 
-def _words(values: Floats, dtype: str) -> Array:
-    """Bit patterns, to nearest."""
-    if dtype == "F16":
-        return values.astype(np.float16).view(np.uint16)
-    bits = values.astype(np.float32).view(np.uint32)
-    if dtype == "F32":
-        return bits
-    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+def moved(weights: Weights, values: Floats) -> FittedTensor:
+    """A tensor with other numbers, coded without further loss; places that have no finite number, or would get none, stay."""
+    dtype = weights.spec.dtype.name
+    with np.errstate(over="ignore", invalid="ignore"):
+        words = rounded(values.reshape(-1).astype(np.float32), dtype)
+    words = np.where(np.isfinite(weights.values()) & np.isfinite(values_of(words, dtype)), words, weights.words)
+    return weights.fitted(words, planner.plan(weights.spec, words, planner.SMALL))

@@ -50,8 +50,9 @@ def call(text: str, named: Callable[[str], Any]) -> Any:
     try:
         return kind(**own)
     except TypeError:
-        missing = [field.name for field in known.values() if field.name not in own and _is_required(field)]
-        raise BadRecipe(f"fit {found[1]}: the option {missing[0]!r} is missing") from None
+        missing = next(field.name for field in every.values() if field.name not in own and _is_required(field))
+        remedy = "" if missing in known else "; text cannot give it, build this fit in Python"
+        raise BadRecipe(f"fit {found[1]}: the option {missing!r} is missing{remedy}") from None
 
 
 def _is_required(field: Field[Any]) -> bool:

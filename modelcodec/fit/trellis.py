@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.chain import Fit
-from modelcodec.fitted import FittedTensor, Weights
+from modelcodec.fitted import FittedTensor, Weights, values_of
 from modelcodec.kernels import context_coder
 from modelcodec.kernels.context_coder import Forecast, Geometry
 from modelcodec.kernels.trellis import CODES, MOST_INDEX, Code, search
@@ -78,7 +78,7 @@ class Quantizer:
         grid = Grid(indices, float(unit), self.states, shifts, self.modelled, rows)
         all_rows = None if rows is None else Rows(rows, weights.spec.row_words, 0)
         words = Path(CODES[self.states], 0, float(unit), shifts).restore(indices, weights.spec.dtype.name, all_rows)
-        return Quantized(grid, np.where(far, weights.words, words), n_bytes)
+        return Quantized(grid, exact_where(far, weights, words), n_bytes)
 
     def _path(self, x: Floats, geometry: Geometry, importance: Floats | None) -> tuple[NDArray[np.int32], tuple[int, int, int, int], int]:
         """Indices, shifts and bytes after the last pass."""
@@ -106,6 +106,11 @@ class Quantizer:
 DEFAULT = Quantizer()
 
 
+def exact_where(far: NDArray[np.bool_], weights: Weights, words: Array) -> Array:
+    """Words of places, but the tensor's own where weights are `far` from any, or the nearest place is more than their dtype holds."""
+    return np.where(far | ~np.isfinite(values_of(words, weights.spec.dtype.name)), weights.words, words)
+
+
 def trained_shifts(x: Floats, indices: NDArray[np.int32], code: Code) -> tuple[int, int, int, int]:
     """How far, in 1/256 steps, the weights of a magnitude lie below its place in the mean: magnitude 1 and larger ones, of each union."""
     places = Path(code, 0, 1 / 256, NO_SHIFTS).restore(indices, "F32").view(np.float32).astype(np.float64)
@@ -115,9 +120,6 @@ def trained_shifts(x: Floats, indices: NDArray[np.int32], code: Code) -> tuple[i
     means = (float(below[c].mean()) if np.count_nonzero(c) >= _FEW else 0.0 for c in classes)
     a, b, c, d = (min(max(round(256 * mean), -127), 127) for mean in means)
     return a, b, c, d
-
-
-_REACH, _shifts = REACH, trained_shifts  # until obs.py takes the public names
 
 
 @dataclass(frozen=True, slots=True)
