@@ -19,7 +19,7 @@ from modelcodec.cli.messages import complain
 from modelcodec.errors import EXIT_OS_ERROR
 from modelcodec.version import VERSION
 
-VERBS = ("compress", "decompress", "info", "compare", "report", "verify", "rebase", "cat", "push", "pull", "run", "hook", "warmup", "completion")
+VERBS = ("compress", "decompress", "info", "compare", "report", "verify", "rebase", "cat", "fit", "push", "pull", "run", "hook", "warmup", "completion")
 """Each is a command in a module of this folder, imported when it is needed: of the same name, where MODULES says no other."""
 
 MODULES = {"report": "report_page"}
@@ -72,8 +72,8 @@ class Verbs(click.Group):
             result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except KeyboardInterrupt:
-            complain(None, "interrupted")
+        except KeyboardInterrupt as stop:  # with a remedy where there is one
+            complain(None, f"interrupted; {stop}" if stop.args else "interrupted")
             ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
             _discard_standard_output()

@@ -16,6 +16,7 @@ from modelcodec.fit.training.loop import Passed, train  # noqa: E402
 from modelcodec.fit.training.method import Method, Trained  # noqa: E402
 from modelcodec.fit.training.task import Task  # noqa: E402
 
+torch.set_num_threads(1)  # matrices this small only wait for threads
 N_TRAINED = 1500
 
 

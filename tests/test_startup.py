@@ -19,6 +19,7 @@ LINES = (
     "cat --help",
     "warmup --help",
     "run --help",
+    "fit --help",
     "report --help",
     "hook status",
     "completion fish",

@@ -14,7 +14,31 @@ from modelcodec.errors import BadRecipe
 if TYPE_CHECKING:
     from modelcodec.fit.training.method import Method
 
-METHODS: dict[str, str] = {}
+METHODS: dict[str, str] = {
+    "dkm": "dkm:DKM",
+    "l2": "l2:L2",
+    "coded_size": "coded_size:CodedSize",
+    "lsq": "learned_step:LearnedStep",
+    "binary": "binary:Binary",
+    "ternary": "ternary:Ternary",
+    "self_compressing": "self_compressing:SelfCompressing",
+    "binary_kernels": "binary_kernels:BinaryKernels",
+    "distill": "distillation:Distill",
+    "attribution": "attribution:Attribution",
+    "gradual": "gradual:Gradual",
+    "hypersparse": "hypersparse:HyperSparse",
+    "unification": "unification:Unification",
+    "mpd": "mpd:BlockDiagonal",
+    "orthogonal": "orthogonal:Orthogonal",
+    "filter_norm": "filter_norm:FilterNorm",
+    "chip": "chip:Chip",
+    "hrel": "hrel:HRel",
+    "knapsack": "knapsack:Knapsack",
+    "group_lasso": "group_lasso:GroupLasso",
+    "pranc": "pranc:PRANC",
+    "projection": "projection:Projection",
+    "supermask": "supermask:Supermask",
+}
 
 
 def method_named(name: str) -> Any:

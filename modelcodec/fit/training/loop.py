@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.training.method import Method, Trained, Training
 from modelcodec.fit.training.task import Task
 from modelcodec.formats.atomic import atomic_file
+from modelcodec.version import VERSION
 
 SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Where a training is: `step` batches into pass `epoch`, `loss` of the last one; `score` once a pass has ended, where the task has one."""
+    """Where a training is: `step` batches into pass `epoch`, `loss` of the last one. Told again when a pass has `ended`, with a `score` if there is one."""
 
     epoch: int
     step: int
     n_steps: int | None
     loss: float
+    ended: bool = False
     score: float | None = None
 
 
@@ -35,29 +40,55 @@ Watch = Callable[[Passed], None]
 
 
 def train(
-    task: Task, method: Method, *, seed: int = 0, checkpoint: Path | None = None, save_seconds: float = SAVE_SECONDS, watch: Watch | None = None
+    task: Task,
+    method: Method,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    watch: Watch | None = None,
+    identity: str = "",
 ) -> Trained:
-    """Train the task's model by a method. `checkpoint`: written every `save_seconds` and after each pass; where there is one, the training goes on from it.
+    """Train the task's model by a method.
 
-    Runs give the same weights, killed or not, where the task itself is deterministic: its functions are called with the generators of Python, numpy and torch
-    seeded from `seed` and the pass. Raises BadRecipe for a checkpoint of another training.
+    checkpoint: written every `save_seconds`, after each pass, and where `watch` raises KeyboardInterrupt; where there is one, the training goes on from it.
+    identity: what tells the task from others, since a checkpoint is of one task, method, seed and number of passes. Runs give the same weights, killed or
+    not, where the task itself is deterministic: its functions are called with the generators of Python, numpy and torch seeded from `seed` and the pass.
+    Raises BadRecipe for a checkpoint of another training, and where the loss is no number any more.
     """
     _seed(seed, -1)
-    training = method.begin(task.model(), ((task.inputs(batch), task.labels(batch)) for batch in task.batches(0)))
+    training = method.begin(task.model(), _Samples(task))
     optimizer = task.optimizer([p for p in training.model.parameters() if p.requires_grad])
-    run = _Run(task, training, optimizer, f"{method!r} seed {seed} epochs {task.epochs}", checkpoint)
+    of = {"method": repr(method), "seed": seed, "passes": task.epochs, "task": identity, "modelcodec": VERSION, "torch": str(torch.__version__)}
+    run = _Run(task, training, optimizer, of, checkpoint)
     epoch, step, generators = run.resumed()
     saved = time.monotonic()
     while epoch < task.epochs:
         for passed in run.epoch(epoch, step, seed, generators):
-            if watch is not None:
-                watch(passed)
+            place = (epoch + 1, 0) if passed.ended else (epoch, passed.step)
+            try:
+                if watch is not None:
+                    watch(passed)
+            except KeyboardInterrupt:
+                run.save(*place)
+                raise
             if time.monotonic() - saved > save_seconds:
-                run.save(epoch, passed.step)
+                run.save(*place)
                 saved = time.monotonic()
         epoch, step, generators = epoch + 1, 0, None
         run.save(epoch, 0)
+    training.model.eval()
     return training.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """The first pass's inputs and labels, as often as they are asked for."""
+
+    task: Task
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return ((self.task.inputs(batch), self.task.labels(batch)) for batch in self.task.batches(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +96,8 @@ class _Run:
     task: Task
     training: Training
     optimizer: torch.optim.Optimizer
-    of: str
+    of: Mapping[str, Any]
+    """What a checkpoint must be of."""
     checkpoint: Path | None
 
     def epoch(self, epoch: int, begin: int, seed: int, generators: dict[str, Any] | None) -> Iterator[Passed]:
@@ -74,36 +106,44 @@ class _Run:
         _seed(seed, epoch)
         batches = task.batches(epoch)
         n_steps = len(batches) if isinstance(batches, Sized) else None
-        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         training.model.train()
+        left = iter(batches)
+        n_skipped = sum(1 for _ in islice(left, begin))
+        if generators is not None:  # only now: the next batch may be made when it is asked for
+            _set_generators(generators)
+
+        def done(step: int) -> float:
+            return (epoch + (step / n_steps if n_steps else 0.0)) / task.epochs
+
         passed = None
-        for step, batch in enumerate(batches):
-            if step < begin:
-                continue
-            if step == begin and generators is not None:
-                _set_generators(generators)
-            before, after = ((epoch + (s / n_steps if n_steps else 0.0)) / task.epochs for s in (step, step + 1))
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * task.rate(before)
-            self.optimizer.zero_grad()
-            loss = task.loss(training.model, batch) + training.penalty()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            training.after_step(after)
-            passed = Passed(epoch, step + 1, n_steps, float(loss.detach()))
+        for step, batch in enumerate(left, begin):
+            passed = Passed(epoch, step + 1, n_steps, self._step(batch, done(step), f"pass {epoch + 1}, batch {step + 1}"))
+            training.after_step(done(step + 1))
             yield passed
-        if passed is None and not begin:
-            raise BadRecipe(f"batches({epoch}) gives no batch")
-        if passed is not None and task.score is not None:
-            training.model.eval()
-            with torch.no_grad():
-                yield replace(passed, score=float(task.score(training.model)))
+        if passed is None and (n_skipped < begin or not begin):
+            raise BadRecipe(f"batches({epoch}) gives {n_skipped} batches, at least {max(begin, 1)} are needed")
+        if n_steps is None:
+            training.after_step((epoch + 1) / task.epochs)
+        if passed is not None:
+            yield replace(passed, ended=True, score=scored(task, training.model))
+
+    def _step(self, batch: Any, done: float, where: str) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.task.rate(done)
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.training.model, batch) + self.training.penalty()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise BadRecipe(f"{where}: the loss is {value}; lower the learning rate or the method's options")
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return value
 
     def save(self, epoch: int, step: int) -> None:
         if self.checkpoint is None:
             return
         state = {
-            "of": self.of, "epoch": epoch, "step": step, "generators": _generators(), "model": self.training.model.state_dict(),
+            "of": dict(self.of), "epoch": epoch, "step": step, "generators": _generators(), "model": self.training.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "training": self.training.state(),
         }  # fmt: skip
         with atomic_file(self.checkpoint, overwrite=True) as file:
@@ -115,13 +155,46 @@ class _Run:
             group.setdefault("initial_lr", group["lr"])
         if self.checkpoint is None or not self.checkpoint.exists():
             return 0, 0, None
-        state = torch.load(self.checkpoint, weights_only=True)
-        if state["of"] != self.of:
-            raise BadRecipe(f"{self.checkpoint}: this is the checkpoint of {state['of']}, not of {self.of}; remove it to begin anew")
-        self.training.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.training.restore(state["training"])
+        state = self._loaded(self.checkpoint)
+        model = self.training.model
+        try:
+            model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise BadRecipe(f"{self.checkpoint}: this is the checkpoint of another model ({error}); remove it to begin anew") from None
+        self.training.restore(_on(state["training"], next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))))
         return state["epoch"], state["step"], state["generators"] if state["step"] else None
+
+    def _loaded(self, checkpoint: Path) -> dict[str, Any]:
+        """Onto the CPU, so that it goes on wherever the model is now."""
+        try:
+            state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            of = state["of"]
+            if not {"method", "seed"} <= of.keys():
+                raise KeyError("of")
+        except OSError:
+            raise
+        except Exception as error:  # whatever torch makes of a file that is something else
+            raise BadRecipe(f"{checkpoint}: this is no checkpoint of a training ({type(error).__name__}); name another") from None
+        for key, value in self.of.items():
+            if of.get(key) != value:
+                raise BadRecipe(f"{checkpoint}: this is the checkpoint of another training, its {key} is {of.get(key)}, not {value}; remove it to begin anew")
+        return state
+
+
+def scored(task: Task, model: nn.Module) -> float | None:
+    """The task's score of a model, None where it has none. The model is left in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        return None if task.score is None else float(task.score(model))
+
+
+def _on(state: Any, device: torch.device) -> Any:
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _on(value, device) for key, value in state.items()}
+    return type(state)(_on(value, device) for value in state) if isinstance(state, list | tuple) else state
 
 
 def _seed(seed: int, epoch: int) -> None:
@@ -145,5 +218,5 @@ def _set_generators(state: dict[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
+    if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

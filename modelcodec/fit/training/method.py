@@ -38,6 +38,8 @@ class Trained:
 
     model: nn.Module
     fit: Fitting | None = None
+    remarks: tuple[str, ...] = ()
+    """What the method has to tell of its result, beside its size."""
 
     def save(self, path: str | Path, *, level: int | None = None, overwrite: bool = False) -> Report:
         """Write the weights, compressed; tied ones once. Raises as `modelcodec.compress` does."""
@@ -66,27 +68,31 @@ class Training(ABC):
 
     def penalty(self) -> Tensor:
         """What to add to the loss, for the forward pass just done."""
-        return torch.zeros((), device=next(self.model.parameters()).device)
+        return torch.zeros(())
 
     def after_step(self, done: float) -> None:  # noqa: B027 - most methods need no such call
-        """Called after each step of the optimizer, with the share of the whole training that is done, 0 to 1."""
+        """Called after each step of the optimizer, with the share of the whole training that is done, 0 to 1; the last call has 1."""
 
     def state(self) -> dict[str, Any]:
         """What is needed to go on later beside `model.state_dict()`: tensors, numbers and text in dicts and lists."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - as after_step
-        """Go on from a `state()`; `model` has its own state already."""
+        """Go on from a `state()`, its tensors on the model's device; `model` has its own state already."""
 
     @abstractmethod
     def harden(self) -> Fitting | None:
         """Let `model`'s tensors read as the decoder will give them, parametrizations still in place, and tell how they are coded."""
 
+    def remarks(self) -> tuple[str, ...]:
+        """What there is to tell of the result, a line each, after `harden`."""
+        return ()
+
     def finish(self) -> Trained:
         """End the training: parametrizations are gone, their values stay."""
         fit = self.harden()
         bake(self.model)
-        return Trained(self.model, fit)
+        return Trained(self.model, fit, self.remarks())
 
 
 class Method(ABC):
@@ -134,6 +140,9 @@ class _Both(Training):
     def harden(self) -> Fitting | None:
         fits = [fit for fit in (part.harden() for part in self._parts) if fit is not None]
         return Chain(*fits) if len(fits) == 2 else fits[0] if fits else None
+
+    def remarks(self) -> tuple[str, ...]:
+        return self._parts[0].remarks() + self._parts[1].remarks()
 
 
 def bake(model: nn.Module) -> None:

@@ -33,7 +33,9 @@ def second_of(batch: Any) -> Any:
 @dataclass(frozen=True, slots=True)
 class Task:
     """`batches(epoch)` gives the batches of one pass, the same ones whenever it is asked under the same seed; with a length, learning rates and schedules move
-    within a pass. `loss(model, batch)` runs the model. `score(model)`: higher is better, told after each pass. `inputs`, `labels`: the parts of a batch."""
+    within a pass, else from one to the next. `loss(model, batch)` runs the model. `score(model)`: higher is better, told after each pass. `optimizer`: of the
+    parameters that the method trains, in groups if need be; `rate(done)` multiplies the learning rates, `done` from 0 to 1. `inputs`, `labels`: the parts of
+    a batch."""
 
     model: Callable[[], nn.Module]
     batches: Callable[[int], Iterable[Any]]
@@ -49,7 +51,14 @@ class Task:
     def of(cls, names: Mapping[str, Any], where: str) -> Task:
         """The functions of a script, by the names of the fields. Raises BadRecipe."""
         known = {field.name: field for field in fields(cls)}
-        missing = [name for name, field in known.items() if field.default is MISSING and not callable(names.get(name))]
+        given = {name: names[name] for name in known if name in names}
+        missing = [name for name, field in known.items() if field.default is MISSING and name not in given]
         if missing:
             raise BadRecipe(f"{where}: the function {missing[0]} is missing; a training needs model(), batches(epoch) and loss(model, batch)")
-        return cls(**{name: names[name] for name in known if name in names})
+        for name, value in given.items():
+            if name == "epochs":
+                if not isinstance(value, int) or value < 0:
+                    raise BadRecipe(f"{where}: epochs = {value!r}; it is the number of passes, a whole number")
+            elif not callable(value) or isinstance(value, nn.Module):
+                raise BadRecipe(f"{where}: {name} is a {type(value).__name__}, and a training takes it for a function; make it one, or give it another name")
+        return cls(**given)
