@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import ggml
 from benchmarks.corpus import data_folder
+from benchmarks.curves import Curve, Scale, drawn
+from benchmarks.curves import Point as Place
 from benchmarks.lossless import replace_block
 from modelcodec import formats, frame
 from modelcodec.fit.trellis import Quantizer
@@ -26,7 +29,6 @@ DECODINGS = 3
 LARGE = 4 << 20
 """A net with more weights is measured with fewer points."""
 QPS = range(-38, -14)
-GGML = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 
 Tensors = Mapping[str, Weights]
 
@@ -122,23 +124,18 @@ def nncodec(tensors: Tensors, lambda_scale: float) -> list[Point]:
     return points
 
 
-def ggml(tensors: Tensors) -> dict[str, Point]:
-    """The types that the gguf package quantizes to, over each tensor's weights in their order."""
-    import gguf
-
+def ggml_types(tensors: Tensors) -> dict[str, Point]:
+    """ggml's types, without data, over each tensor's weights in their order. Raises ImportError."""
     n, squares = total(tensors)
     points = {}
-    for name in GGML:
-        kind = gguf.GGMLQuantizationType[name]
-        block = gguf.GGML_QUANT_SIZES[kind][0]
+    for kind in ggml.TYPES:
         n_bytes, error = 0, 0.0
         for weights in tensors.values():
             x = weights.values()
-            padded = np.pad(x, (0, -x.size % block))
-            data = gguf.quants.quantize(padded, kind)
-            n_bytes += data.nbytes
-            error += float(((gguf.quants.dequantize(data, kind)[: x.size].astype(np.float64) - x) ** 2).sum())
-        points[name] = Point(error / squares, 8 * n_bytes / n)
+            back, size = ggml.rounded(x, kind)
+            n_bytes += size
+            error += float(((back.astype(np.float64) - x) ** 2).sum())
+        points[kind] = Point(error / squares, 8 * n_bytes / n)
     return points
 
 
@@ -166,36 +163,65 @@ def at(points: Sequence[Point], error: float) -> float | None:
     return float(np.interp(np.log(error), [np.log(point.error) for point in ordered], [point.bits for point in ordered]))
 
 
-def tables(name: str, tensors: Tensors, quick: bool) -> Iterator[str]:
-    """Two tables of one net: bits at given errors, and what others' types take beside us at their error."""
-    n, _ = total(tensors)
-    values = np.concatenate([weights.values() for weights in tensors.values()])
-    spread = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
-    steps = [spread * ratio for ratio in np.geomspace(0.009, 0.7, 6 if quick or n > LARGE else 24)]
-    states = STATES[:1] if quick or n > LARGE else STATES
-    curves, speed = {}, 0.0
-    for count in states:
-        curves[f"grid, {count} states"], speed = ours(tensors, Quantizer(states=count), steps)
-    curves["grid, 8 states, fast"], fast = ours(tensors, Quantizer(modelled=False), steps)
-    best = curves[f"grid, {states[-1]} states"]
-    try:
-        if not quick and n <= LARGE:
-            curves["NNCodec"] = nncodec(tensors, 0.0)
-            curves["NNCodec, lambda_scale 1"] = nncodec(tensors, 1.0)
-    except ImportError:
-        print("nncodec is not installed (pip install --no-deps nncodec==2.1.3): left out.", file=sys.stderr)
-    yield f"**{name}**, {n:,} weights; decoded at {speed:.0f} MB/s, fast {fast:.0f} MB/s of float32 on one core.\n"
-    yield "| bits a weight at relative squared error | " + " | ".join(f"{error:g}" for error in ERRORS) + " |"
-    yield "|---|" + "---|" * len(ERRORS)
-    for label, points in curves.items():
-        found = [at(points, error) for error in ERRORS]
-        yield f"| {label} | " + " | ".join("-" if bits is None else f"{bits:.3f}" for bits in found) + " |"
-    yield f"\n| type | error | its bits | grid, {states[-1]} states | saved |\n|---|---|---|---|---|"
-    for label, point in {**ggml(tensors), **int_n_xz(tensors)}.items():
-        bits = at(best, point.error)
-        cells = ("-", "-") if bits is None else (f"{bits:.3f}", f"{100 - 100 * bits / point.bits:.1f} %")
-        yield f"| {label} | {point.error:.2g} | {point.bits:.3f} | {cells[0]} | {cells[1]} |"
-    yield ""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one net: curves of bits over error, ours first, and single points of other types; megabytes of float32 that are decoded a second on one core."""
+
+    name: str
+    n: int
+    curves: Mapping[str, Sequence[Point]]
+    best: str
+    types: Mapping[str, Point]
+    speed: float
+    fast: float
+
+    @classmethod
+    def of(cls, name: str, tensors: Tensors, quick: bool) -> Measured:
+        n, squares = total(tensors)
+        large = quick or n > LARGE
+        steps = [float(np.sqrt(squares / n)) * ratio for ratio in np.geomspace(0.009, 0.7, 6 if large else 24)]
+        curves, speed = {}, 0.0
+        for count in STATES[:1] if large else STATES:
+            curves[f"grid, {count} states"], speed = ours(tensors, Quantizer(states=count), steps)
+        best = tuple(curves)[-1]
+        curves["grid, 8 states, fast"], fast = ours(tensors, Quantizer(modelled=False), steps)
+        try:
+            if not large:
+                curves["NNCodec"] = nncodec(tensors, 0.0)
+                curves["NNCodec, lambda_scale 1"] = nncodec(tensors, 1.0)
+        except ImportError:
+            print("nncodec is not installed (pip install --no-deps nncodec==2.1.3): left out.", file=sys.stderr)
+        types = int_n_xz(tensors)
+        try:
+            types = {**ggml_types(tensors), **types}
+        except ImportError:
+            print("xllamacpp and gguf are not installed (pip install xllamacpp gguf): ggml's types are left out.", file=sys.stderr)
+        return cls(name, n, curves, best, types, speed, fast)
+
+    def tables(self) -> Iterator[str]:
+        """Bits at given errors, and what others' types take beside us at their error."""
+        speeds = f"decoded at {self.speed:.0f} MB/s, fast {self.fast:.0f} MB/s of float32 on one core"
+        yield f"**{self.name}**, {self.n:,} weights; {speeds} ([picture]({self.picture})).\n"
+        yield "| bits a weight at relative squared error | " + " | ".join(f"{error:g}" for error in ERRORS) + " |"
+        yield "|---|" + "---|" * len(ERRORS)
+        for label, points in self.curves.items():
+            found = [at(points, error) for error in ERRORS]
+            yield f"| {label} | " + " | ".join("-" if bits is None else f"{bits:.3f}" for bits in found) + " |"
+        yield f"\n| type | error | its bits | {self.best} | saved |\n|---|---|---|---|---|"
+        for label, point in self.types.items():
+            bits = at(self.curves[self.best], point.error)
+            cells = ("-", "-") if bits is None else (f"{bits:.3f}", f"{100 - 100 * bits / point.bits:.1f} %")
+            yield f"| {label} | {point.error:.2g} | {point.bits:.3f} | {cells[0]} | {cells[1]} |"
+        yield ""
+
+    @property
+    def picture(self) -> str:
+        return f"error-{self.name.partition('.')[0].partition('-')[0]}.svg"
+
+    def drawn(self) -> str:
+        curves = [Curve(label, [Place(point.bits, point.error) for point in points]) for label, points in self.curves.items()]
+        types = [Place(point.bits, point.error, label) for label, point in self.types.items()]
+        return drawn(self.name, Scale("squared error over squares of the weights", True), [*curves, Curve("other types", types, True)])
 
 
 def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
@@ -205,8 +231,11 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
     if folder is None or not names:
         print("No net to measure is there (--data, $MODELCODEC_DATA or ../shared/data).", file=sys.stderr)
         return 1
-    block = "\n".join(line for name in names for line in tables(name, weights_of(folder / name), quick))
+    measured = [Measured.of(name, weights_of(folder / name), quick) for name in names]
+    block = "\n".join(line for found in measured for line in found.tables())
     print(block)
     if not quick:
+        for found in measured:
+            (root / "docs" / found.picture).write_text(found.drawn())
         replace_block(root / "docs" / "benchmarks.md", block, "lossy")
     return 0

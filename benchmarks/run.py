@@ -10,9 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
     "lossless": "benchmarks.lossless",
+    "arms": "benchmarks.arms",
     "quantized": "benchmarks.quantized",
     "lossy": "benchmarks.lossy",
     "accuracy": "benchmarks.accuracy",
+    "train": "benchmarks.train",
     "load": "benchmarks.load",
     "memory": "benchmarks.memory",
     "gpu": "benchmarks.gpu",

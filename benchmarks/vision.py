@@ -72,30 +72,33 @@ class Shuffled:
 
     def __iter__(self) -> Iterator[Labelled]:
         for places in torch.randperm(len(self.data[1]))[: len(self) * self.size].split(self.size):
-            x, y = self.data[0][places], self.data[1][places]
+            x, y = (part[places.to(part.device)] for part in self.data)
             yield (_moved(x) if self.moved else x), y
 
 
 def _moved(x: Tensor) -> Tensor:
     padded = functional.pad(x, (4, 4, 4, 4))
-    down, right = (torch.randint(0, 9, (len(x), 1)) + torch.arange(32) for _ in range(2))
-    cut = padded[torch.arange(len(x))[:, None, None], :, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2)
-    return torch.where((torch.rand(len(x)) < 0.5)[:, None, None, None], cut.flip(3), cut)
+    down, right = ((torch.randint(0, 9, (len(x), 1)) + torch.arange(32)).to(x.device) for _ in range(2))
+    cut = padded[torch.arange(len(x), device=x.device)[:, None, None], :, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2)
+    return torch.where((torch.rand(len(x)) < 0.5).to(x.device)[:, None, None, None], cut.flip(3), cut)
 
 
 def _loss(model: nn.Module, batch: Labelled) -> Tensor:
-    device = next(model.parameters()).device
-    return functional.cross_entropy(model(batch[0].to(device)), batch[1].to(device))
+    return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def _task(model: Callable[[], nn.Module], train: Labelled, test: Labelled, epochs: int, rate: float, moved: bool) -> Task:
+def _task(model: Callable[[], nn.Module], train: Labelled, test: Labelled, epochs: int, rate: float, moved: bool, device: str) -> Task:
+    train, test = (tuple(part.to(device) for part in data) for data in (train, test))  # type: ignore[assignment]
+
     def adam(parameters: object) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, rate)  # type: ignore[arg-type]
 
-    return Task(model, lambda epoch: Shuffled(train, 100, moved), _loss, lambda net: accuracy(net, test), adam, epochs=epochs)
+    return Task(lambda: model().to(device), lambda epoch: Shuffled(train, 100, moved), _loss, lambda net: accuracy(net.eval(), test), adam, epochs=epochs)
 
 
-def lenet_task(more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, Tensor] | None = None, images: int | None = None) -> Task:
+def lenet_task(
+    more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, Tensor] | None = None, images: int | None = None, device: str = "cpu"
+) -> Task:
     """LeNet on (the first `images` of) MNIST, from a `state` or from a random one."""
 
     def model() -> nn.Module:
@@ -105,12 +108,17 @@ def lenet_task(more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, 
         return net
 
     x, y = mnist(more, "train")
-    return _task(model, (x[:images], y[:images]), mnist(more, "t10k"), epochs, rate, False)
+    return _task(model, (x[:images], y[:images]), mnist(more, "t10k"), epochs, rate, False, device)
 
 
-def resnet20_task(more: Path, checkpoint: Path, epochs: int, rate: float = 1e-3, images: int | None = None) -> Task:
-    """ResNet-20 on (the first `images` of) CIFAR-10, from a checkpoint of 91.73 %."""
+def resnet20_state(checkpoint: Path) -> dict[str, Tensor]:
+    """That of a checkpoint of 91.73 %."""
     loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state = {name.removeprefix("module."): value.float() for name, value in loaded["state_dict"].items()}
+    return {name.removeprefix("module."): value.float() for name, value in loaded["state_dict"].items()}
+
+
+def resnet20_task(more: Path, checkpoint: Path, epochs: int, rate: float = 1e-3, images: int | None = None, device: str = "cpu") -> Task:
+    """ResNet-20 on (the first `images` of) CIFAR-10, from a checkpoint of 91.73 %."""
+    state = resnet20_state(checkpoint)
     x, y = cifar10(more, "train")
-    return _task(lambda: net_of(state), (x[:images], y[:images]), cifar10(more, "test"), epochs, rate, True)
+    return _task(lambda: net_of(state), (x[:images], y[:images]), cifar10(more, "test"), epochs, rate, True, device)
