@@ -121,6 +121,7 @@ class _Job:
     def trained(self, epochs: int | None, force: bool) -> tuple[Task, Trained]:
         """What can be refused is refused before the training. Raises BadRecipe, OSError."""
         _check_destination(self.out, force)
+        _check_folder(self.checkpoint)
         names = names_of(self.script)
         from modelcodec.fit.training.loop import train
         from modelcodec.fit.training.task import Task
@@ -152,8 +153,12 @@ def _check_destination(out: Path, force: bool) -> None:
         raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it", str(out))
     if out.exists() and not force:
         raise FileExistsError(errno.EEXIST, "exists already", str(out))
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(out.parent))
+    _check_folder(out)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
 
 
 class _Stop:

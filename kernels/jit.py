@@ -97,8 +97,17 @@ BEFORE_COMPILING: list[Callable[[], None]] = []
 """Called before a kernel is compiled because the cache does not have it: a program can tell its user why it takes its time."""
 
 
+def _made_of(function: Any) -> tuple[str, ...]:
+    """A kernel's code and what it closes over, the same in each process: numba's own key pickles closures, and a kernel's pickle has a number drawn anew."""
+    closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
+    return (function.__code__.co_code.hex(), *(str(_made_of(x.py_func)) if hasattr(x, "py_func") else repr(x) for x in closed_over))
+
+
 class _Cache(FunctionCache):
     """numba's cache, except that a damaged or vanished file means compiling again and a full disk means not keeping."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return sig, codegen.magic_tuple(), _made_of(self._py_func)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

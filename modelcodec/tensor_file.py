@@ -16,7 +16,6 @@ from modelcodec.base import Found, read_container
 from modelcodec.base import Source as BaseSource
 from modelcodec.errors import LimitExceeded, UnsupportedFile
 from modelcodec.formats import container
-from modelcodec.limits import LIMITS
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array, DType, TensorSpec
 from modelcodec.views import check_repetition, gathered, is_row_major
@@ -26,7 +25,7 @@ Framework = Literal["np", "numpy", "pt", "torch"]
 RUN_FRAMES = 8
 """Frames that a thread decodes at a time."""
 _RUN_TENSORS = 16
-"""Tensors of up to a frame that it decodes at a time."""
+"""Tensors of one frame that it decodes at a time."""
 
 _NUMPY = {
     "BOOL": "bool",
@@ -145,7 +144,7 @@ class TensorFile:
     def get_tensors(self) -> dict[str, Any]:
         """All tensors, in the source's order: what `get_tensor` gives for each, short ones decoded several at a time."""
         found: dict[str, Any] = dict.fromkeys(self._tensors)
-        short = [(name, place) for name, place in self._tensors.items() if place.is_short_entry()]
+        short = [(name, place) for name, place in self._tensors.items() if place.is_entry() and self._source.resolve(place.entry).n_frames == 1]
         runs = [short[k : k + _RUN_TENSORS] for k in range(0, len(short), _RUN_TENSORS)]
         for run, decoded in zip(runs, ordered(self._decode_entries, runs, min(self._threads, max(len(runs), 1))), strict=True):
             for (name, place), data in zip(run, decoded, strict=True):
@@ -267,10 +266,9 @@ class _Place:
     def __init__(self, spec: TensorSpec, entry: container.Entry, strides: tuple[int, ...] | None, first: int) -> None:
         self.spec, self.entry, self.strides, self.first = spec, entry, strides, first
 
-    def is_short_entry(self) -> bool:
-        """Whether it is a whole entry of at most a frame's size, and not empty."""
-        whole = self.strides is None or (is_row_major(self.spec.shape, self.strides) and self.spec.n_bytes == self.entry.spec.n_bytes)
-        return whole and 0 < self.entry.spec.n_bytes <= LIMITS.frame_bytes
+    def is_entry(self) -> bool:
+        """Whether its bytes are those of a whole entry."""
+        return self.strides is None or (is_row_major(self.spec.shape, self.strides) and self.spec.n_bytes == self.entry.spec.n_bytes)
 
 
 class TensorSlice:

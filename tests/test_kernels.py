@@ -67,3 +67,20 @@ from modelcodec.kernels import arms; print(arms.ARM)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "NUMBA_CPU_NAME": "generic"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "vector\n"), done.stderr
+
+
+def test_a_kernel_made_by_a_function_is_compiled_once_a_machine(tmp_path: Path) -> None:
+    """What a kernel closes over is part of its place in the cache, and the same in each process."""
+    script = """
+import numpy as np
+from modelcodec.kernels import context_coder, jit
+from modelcodec.kernels.trellis import CODES
+compiled = []
+jit.BEFORE_COMPILING.append(lambda: compiled.append(1))
+context_coder.pack(np.zeros(64, np.int32), context_coder.Geometry.of((8, 8), 0, 64), 256, CODES[1], 0)
+print(len(compiled))
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    first, second = (subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True).stdout for _ in range(2))
+    assert int(first) > 0
+    assert int(second) == 0

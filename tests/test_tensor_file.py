@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +339,19 @@ def test_arrays_of_any_memory_layout(order: Any, byte_order: str) -> None:
     array = np.asarray(np.arange(24).reshape(2, 3, 4), dtype=f"{byte_order}f4", order=order)
     for variant in (array, array.T, array[:, ::2], array[::-1]):
         assert np.array_equal(modelcodec.load(modelcodec.save({"x": variant}))["x"], variant)
+
+
+def test_entries_of_many_frames_are_not_decoded_with_others() -> None:
+    """Short entries go together in one call, whose memory grows with their frames, not with their bytes."""
+    tree, n = forge.node(1, b"\1\0"), 4096
+    entry = forge.coded("x", (2 * n,), 19, [(tree, b"", b"\1\0" * 2)] * n, 2)
+    same = [forge.Entry(f"y{k}", (2 * n,), 19, kind=forge.SAME, same=1, digest=entry.tensor_digest()) for k in range(8)]
+    data = forge.container([forge.skeleton(b""), entry, *same], source_size=9 * 4 * n)
+    tracemalloc.start()
+    try:
+        loaded = modelcodec.load(data, threads=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all((tensor.view(np.uint16) == 1).all() for tensor in loaded.values())
+    assert peak < 8 << 20

@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 from digits import Residual, accuracy, check_method, digits, digits_task, perceptron  # noqa: E402
 
 from modelcodec.errors import BadRecipe  # noqa: E402
+from modelcodec.fit.training import parse_method  # noqa: E402
 from modelcodec.fit.training.distillation import Distill, divergence, logits_of, original_of  # noqa: E402
 from modelcodec.fit.training.learned_step import LearnedStep  # noqa: E402
 
@@ -104,3 +105,18 @@ def test_divergence_is_per_answer_and_over_classes() -> None:
     assert float(divergence(wanted, wanted, 3.0)) == pytest.approx(0, abs=1e-6)
     of_pixels = divergence(given.view(2, 3, 10).permute(0, 2, 1)[..., None], wanted.view(2, 3, 10).permute(0, 2, 1)[..., None], 2.0)
     assert torch.allclose(of_pixels, found)
+
+
+def test_a_users_own_parametrizations_are_part_of_the_original() -> None:
+    net = perceptron()
+    torch.nn.utils.parametrizations.orthogonal(net[1])
+    training = (LearnedStep(3) | Distill(1.0)).begin(net)
+    x, _ = digits()
+    teacher = original_of(training.model)
+    assert torch.allclose(teacher[1].weight @ teacher[1].weight.T, torch.eye(48), atol=1e-5)
+    assert torch.isfinite(teacher(x)).all()
+
+
+def test_there_is_no_original_behind_a_method_that_replaces_weights() -> None:
+    with pytest.raises(BadRecipe, match="put it behind"):
+        parse_method("pranc(100) | distill(1)").begin(perceptron())

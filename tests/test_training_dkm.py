@@ -131,3 +131,7 @@ class _Plain(Training):
     def harden(self) -> None:
         return None
 
+
+
+def test_looking_at_clusters_while_resuming_does_not_move_them(tmp_path: Path) -> None:
+    check_method(parse_method("dkm(8) | coded_size(1e-5)"), digits_task(epochs=2), tmp_path)

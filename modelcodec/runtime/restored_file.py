@@ -77,6 +77,8 @@ class RestoredFile(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill the buffer from the place where the file stands, as far as the file goes: not every reader asks again where it got less."""
+        if not memoryview(buffer).nbytes:
+            return 0
         out, n = memoryview(buffer).cast("B"), 0
         while n < len(out) and self._position < self._source.source_size:
             n += self._read_stretch(np.frombuffer(out[n:], np.uint8))

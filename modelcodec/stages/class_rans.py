@@ -52,9 +52,10 @@ class ScaleClasses:
         """The classes of a group, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("class_rans: the frame has no shared part")
-        if not isinstance(shared.parsed, ScaleClasses):
-            shared.parsed = cls.read(shared.data)
-        return shared.parsed
+        parsed = shared.parsed  # once: another thread may put another stage's there
+        if not isinstance(parsed, ScaleClasses):
+            parsed = shared.parsed = cls.read(shared.data)
+        return parsed
 
     @classmethod
     def read(cls, data: bytes) -> ScaleClasses:

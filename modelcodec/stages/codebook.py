@@ -74,11 +74,12 @@ class Book:
         """The lists of a group of frames, parsed once; `word` bytes of a word. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("codebook: the frame has no shared part")
-        if not isinstance(shared.parsed, Book):
-            shared.parsed = cls.read(shared.data, word)
-        if shared.parsed.entries.itemsize != word:
+        parsed = shared.parsed  # once: another thread may put another stage's there
+        if not isinstance(parsed, Book):
+            parsed = shared.parsed = cls.read(shared.data, word)
+        if parsed.entries.itemsize != word:
             raise CorruptFile("codebook: the shared part's words have another width")
-        return shared.parsed
+        return parsed
 
     @classmethod
     def read(cls, data: bytes, word: int) -> Book:

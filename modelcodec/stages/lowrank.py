@@ -74,9 +74,10 @@ class Right:
         """That of a group, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("lowrank: the frame has no shared part")
-        if not isinstance(shared.parsed, Right):
-            shared.parsed = cls.read(shared.data)
-        return shared.parsed
+        parsed = shared.parsed  # once: another thread may put another stage's there
+        if not isinstance(parsed, Right):
+            parsed = shared.parsed = cls.read(shared.data)
+        return parsed
 
     @classmethod
     def read(cls, data: bytes) -> Right:

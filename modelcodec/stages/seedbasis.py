@@ -77,9 +77,10 @@ class Coefficients:
         """Those of a group, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("seedbasis: the frame has no shared part")
-        if not isinstance(shared.parsed, Coefficients):
-            shared.parsed = cls.read(shared.data)
-        return shared.parsed
+        parsed = shared.parsed  # once: another thread may put another stage's there
+        if not isinstance(parsed, Coefficients):
+            parsed = shared.parsed = cls.read(shared.data)
+        return parsed
 
     @classmethod
     def read(cls, data: bytes) -> Coefficients:

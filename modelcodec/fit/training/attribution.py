@@ -94,6 +94,8 @@ class AttributionMatching(Training):
 
 def _layer_of_last_maps(model: nn.Module, data: Data | None) -> str:
     for inputs, _ in data or ():
+        if not isinstance(inputs, Tensor):
+            raise BadRecipe("attribution: the inputs of a batch are no tensor; name the layer")
         return last_maps(model, inputs.to(next(model.parameters()).device))
     raise BadRecipe("attribution: which layer gives the last maps is found by running the model; begin it with data, or name the layer")
 

@@ -75,10 +75,13 @@ class Distillation(Training):
 def original_of(model: nn.Module) -> nn.Module:
     """A copy of a model, in evaluation mode and without gradients, with the tensors that parametrizations were put on."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in copied.modules():
-        if isinstance(module, parametrize.ParametrizationList) and hasattr(module, "original"):
-            for number in range(len(module)):
-                module[number] = nn.Identity()  # not removed: the copy's class, which would change, is the model's own
+    for module in [each for each in copied.modules() if isinstance(each, parametrize.ParametrizationList)]:
+        for number, how in enumerate(list(module)):
+            if not type(how).__module__.startswith("modelcodec."):
+                continue  # the user's own, without which it is another network
+            if not number and not hasattr(module, "original"):
+                raise BadRecipe("the method before this one makes weights of something else, and nothing is left of the original to learn from; put it behind")
+            module[number] = nn.Identity()  # not removed: the copy's class, which would change, is the model's own
     return copied
 
 

@@ -99,7 +99,7 @@ class GroupSparse(Training):
         families = self._channels.families
         largest = np.zeros(families.max(initial=-1) + 1)
         np.maximum.at(largest, families, strengths)
-        gone = self._bridged.cpu().numpy() & (largest < self._method.threshold * largest.mean())
+        gone = self._bridged.cpu().numpy() & (largest < self._method.threshold * (largest.mean() if largest.size else 0.0))
         kept = (strengths >= self._method.threshold * largest[families]) & ~gone[families]
         return needed(Costs.of(self._channels, "flops"), strengths, self._method.least, kept)
 

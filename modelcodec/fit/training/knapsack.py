@@ -57,7 +57,7 @@ def taylor(model: nn.Module, channels: Channels, batches: Batches, loss: Callabl
             seen.clear()
             with torch.enable_grad():
                 value = loss(model(*inputs), labels)
-                gradients = torch.autograd.grad(value, [given for _, _, given in seen])
+                gradients = torch.autograd.grad(value, [given for _, _, given in seen]) if seen else ()
             n = len(inputs[0])
             change = np.zeros((channels.n_units, n))
             for (layer, module, given), gradient in zip(seen, gradients, strict=True):

@@ -57,8 +57,13 @@ def train(
     Raises BadRecipe for a checkpoint of another training, and where the loss is no number any more.
     """
     _seed(seed, -1)
-    training = method.begin(task.model(), _Samples(task))
+    model = task.model()
+    if not isinstance(model, nn.Module):
+        raise BadRecipe(f"model() gives a {type(model).__name__}; return the network")
+    training = method.begin(model, _Samples(task))
     optimizer = task.optimizer([p for p in training.model.parameters() if p.requires_grad])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise BadRecipe(f"optimizer(parameters) gives a {type(optimizer).__name__}; return one of torch.optim")
     of = {"method": repr(method), "seed": seed, "passes": task.epochs, "task": identity, "modelcodec": VERSION, "torch": str(torch.__version__)}
     run = _Run(task, training, optimizer, of, checkpoint)
     epoch, step, generators = run.resumed()
@@ -131,7 +136,12 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.task.rate(done)
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.training.model, batch) + self.training.penalty()
+        loss = self.task.loss(self.training.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise BadRecipe(f"{where}: loss(model, batch) gives {type(loss).__name__}, and a training takes a tensor of one number; return the mean")
+        loss = loss + self.training.penalty()
+        if not loss.requires_grad:
+            raise BadRecipe(f"{where}: the loss does not depend on any parameter that is trained")
         value = float(loss.detach())
         if not math.isfinite(value):
             raise BadRecipe(f"{where}: the loss is {value}; lower the learning rate or the method's options")
@@ -162,7 +172,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise BadRecipe(f"{self.checkpoint}: this is the checkpoint of another model ({error}); remove it to begin anew") from None
-        self.training.restore(_on(state["training"], next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))))
+        with torch.no_grad():  # a look at a weight is no step: clusters move in each forward pass with gradients
+            self.training.restore(_on(state["training"], next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))))
         return state["epoch"], state["step"], state["generators"] if state["step"] else None
 
     def _loaded(self, checkpoint: Path) -> dict[str, Any]:

@@ -23,11 +23,18 @@ def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def first_of(batch: Any) -> Any:
-    return batch[0]
+    return _part(batch, 0)
 
 
 def second_of(batch: Any) -> Any:
-    return batch[1]
+    return _part(batch, 1)
+
+
+def _part(batch: Any, number: int) -> Any:
+    try:
+        return batch[number]
+    except (KeyError, IndexError, TypeError):
+        raise BadRecipe(f"a batch is a {type(batch).__name__} without parts 0 and 1; define inputs(batch) and labels(batch)") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Task:
             raise BadRecipe(f"{where}: the function {missing[0]} is missing; a training needs model(), batches(epoch) and loss(model, batch)")
         for name, value in given.items():
             if name == "epochs":
-                if not isinstance(value, int) or value < 0:
+                if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     raise BadRecipe(f"{where}: epochs = {value!r}; it is the number of passes, a whole number")
             elif not callable(value) or isinstance(value, nn.Module):
                 raise BadRecipe(f"{where}: {name} is a {type(value).__name__}, and a training takes it for a function; make it one, or give it another name")

@@ -55,6 +55,10 @@ def usual_weights(model: nn.Module) -> list[Weight]:
                 found.setdefault(id(_stored(module)), (weight, []))[1].append(module)
     if not found:
         raise BadRecipe("the model has no weights to train for the file: no linear layer, convolution or embedding of 256 weights or more")
+    with torch.no_grad():
+        for name, layers in found.values():
+            if not bool(layers[0].weight.isfinite().all()):  # type: ignore[operator]
+                raise BadRecipe(f"{name} has weights that are no numbers; train from sound ones")
     return [Weight(name, tuple(layers)) for name, layers in found.values()]
 
 
