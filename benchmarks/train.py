@@ -381,6 +381,9 @@ def _measured_all(problem: Problem, results: Results, scale: Effort, kept: Path,
     for row in rows[1:2] if quick else rows:
         wanted = not only or any(part in f"{row.problem} {row.method}" for part in only)
         if wanted and results.of(row, scale.epochs(row), problem.images) is None:
-            results.add(measured(row, problem, scale, kept))
-            _checkpoint(row, kept).unlink()
+            try:
+                results.add(measured(row, problem, scale, kept))
+            except BadRecipe as error:
+                print(f"{row.problem}, {row.method}: {error}", file=sys.stderr)
+            _checkpoint(row, kept).unlink(missing_ok=True)
     return [m for m in results.rows if m.problem == problem.name]

@@ -41,6 +41,8 @@ def counted_bits(x: Tensor) -> Tensor:
     """Entropy, in bits, of all indices round(x) together; differentiable in x, in intervals."""
     x = x.reshape(-1)
     nearest = x.detach().round()
+    if not bool(nearest.isfinite().all()):
+        return x.sum()  # no number, and so the loss: the training tells it
     low, high = int(nearest.min()) - 1, int(nearest.max()) + 1
     half = min(max((high - low) / _RESOLUTION, _NARROWEST), _WIDEST)
     under, upto = _share_below((nearest - 0.5 - x) / half), _share_below((nearest + 0.5 - x) / half)
