@@ -137,7 +137,7 @@ def fastest(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
         action()
     for _ in range(rounds):
         for name, action in actions.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             action()
             end.record()

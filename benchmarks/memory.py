@@ -63,7 +63,7 @@ def training(model: Llama, tokens: torch.Tensor, arm: str) -> Callable[[], Any]:
 
         def step() -> float:
             loss = loss_of(model, tokens)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             plain.step()
             plain.zero_grad()
             return loss.item()

@@ -88,10 +88,10 @@ def _loss(model: nn.Module, batch: Labelled) -> Tensor:
 
 
 def _task(model: Callable[[], nn.Module], train: Labelled, test: Labelled, epochs: int, rate: float, moved: bool, device: str) -> Task:
-    train, test = (tuple(part.to(device) for part in data) for data in (train, test))  # type: ignore[assignment]
+    train, test = (tuple(part.to(device) for part in data) for data in (train, test))
 
     def adam(parameters: object) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, rate)  # type: ignore[arg-type]
+        return torch.optim.Adam(parameters, rate)
 
     return Task(lambda: model().to(device), lambda epoch: Shuffled(train, 100, moved), _loss, lambda net: accuracy(net.eval(), test), adam, epochs=epochs)
 

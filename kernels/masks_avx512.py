@@ -48,19 +48,16 @@ def _ones(builder: Any, mask: Any) -> Any:
 def merge_vectors(mask, values, fill, out):
     """Merge as long as whole vectors can be read and written. Returns the place reached, a multiple of 8, the values used, and whether one was the fill."""
     mask_at, values_at, out_at, width = mask.ctypes.data, values.ctypes.data, out.ctypes.data, out.itemsize
-    place, z, faults = int64(0), int64(0), int64(0)
-    if width == 2:
-        while place + 32 <= out.size and z + 32 <= values.size:
+    place, z, faults, lanes = int64(0), int64(0), int64(0), 64 // width
+    while 2 <= width <= 4 and place + lanes <= out.size and z + lanes <= values.size:
+        if width == 2:
             bits = load_u32(mask_at + (place >> 3))
             faults |= _merge_16(bits, values_at + 2 * z, int64(fill), out_at + 2 * place)
-            z += _ones(bits)
-            place += 32
-    elif width == 4:
-        while place + 16 <= out.size and z + 16 <= values.size:
+        else:
             bits = load_u16(mask_at + (place >> 3))
             faults |= _merge_32(bits, values_at + 4 * z, int64(fill), out_at + 4 * place)
-            z += _ones(bits)
-            place += 16
+        z += _ones(bits)
+        place += lanes
     return place, z, faults != 0
 
 
@@ -68,17 +65,14 @@ def merge_vectors(mask, values, fill, out):
 def split_vectors(x, fill, mask, values):
     """Split whole vectors. Returns the place reached, a multiple of 8, and the values found; their room is that of x."""
     x_at, mask_at, values_at, width = x.ctypes.data, mask.ctypes.data, values.ctypes.data, x.itemsize
-    place, z = int64(0), int64(0)
-    if width == 2:
-        while place + 32 <= x.size:
+    place, z, lanes = int64(0), int64(0), 64 // width
+    while 2 <= width <= 4 and place + lanes <= x.size:
+        if width == 2:
             bits = _split_16(x_at + 2 * place, int64(fill), values_at + 2 * z)
             store_u32(mask_at + (place >> 3), bits)
-            z += _ones(bits)
-            place += 32
-    elif width == 4:
-        while place + 16 <= x.size:
+        else:
             bits = _split_32(x_at + 4 * place, int64(fill), values_at + 4 * z)
             store_u16(mask_at + (place >> 3), bits)
-            z += _ones(bits)
-            place += 16
+        z += _ones(bits)
+        place += lanes
     return place, z

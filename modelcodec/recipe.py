@@ -48,27 +48,28 @@ class Recipe:
 
     rules: tuple[Rule, ...] = ()
 
+    def _ruled(self, spec: TensorSpec, level: int) -> tuple[Plan | None, int]:
+        """The plan that the first rule for a tensor gives it, and the level that holds without one."""
+        rule = next((rule for rule in self.rules if rule.matches(spec)), None)
+        return (None, level) if rule is None else (rule.plan, rule.level or level)
+
     def plan(self, spec: TensorSpec, x: Array, level: int) -> Plan:
         """The plan for the words x of one frame of a tensor."""
-        for rule in self.rules:
-            if rule.matches(spec):
-                if rule.plan is not None:
-                    return rule.plan
-                return planner.plan(spec, x, rule.level or level)
-        return planner.plan(spec, x, level)
+        plan, level = self._ruled(spec, level)
+        return planner.plan(spec, x, level) if plan is None else plan
 
     def leaves(self, spec: TensorSpec, n_bytes: int, level: int) -> bool:
         """Whether a tensor is so short that nothing is tried on it: what could be saved is less than what reading it costs."""
-        ruled = next((rule for rule in self.rules if rule.matches(spec)), None) if self.rules else None
-        return (ruled is None or ruled.plan is None) and n_bytes < planner.LEAST_BYTES[(ruled.level if ruled else None) or level]
+        plan, level = self._ruled(spec, level)
+        return plan is None and n_bytes < planner.LEAST_BYTES[level]
 
     def plan_group(self, spec: TensorSpec, x: Array, frame_words: int, level: int, at: int) -> planner.PlannedGroup:
         """The plans for the words x of a group of frames, which starts at word `at` of its tensor, and what the frames share."""
-        ruled = next((rule for rule in self.rules if rule.matches(spec)), None)
-        plans = tuple(self.plan(spec, x[first : first + frame_words], level) for first in range(0, x.size, frame_words))
-        if ruled is not None and ruled.plan is not None:
-            return planner.PlannedGroup(plans, ruled.plan.stage.prepare(spec, x, at))
-        return planner.share(spec, x, frame_words, plans, (ruled.level if ruled else None) or level)
+        plan, level = self._ruled(spec, level)
+        starts = range(0, x.size, frame_words)
+        if plan is not None:
+            return planner.PlannedGroup((plan,) * len(starts), plan.stage.prepare(spec, x, at))
+        return planner.share(spec, x, frame_words, tuple(planner.plan(spec, x[first : first + frame_words], level) for first in starts), level)
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:

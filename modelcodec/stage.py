@@ -7,12 +7,14 @@ tells how to add one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from modelcodec.errors import BadRecipe
 from modelcodec.types import Array, TensorSpec
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(slots=True)
@@ -21,6 +23,13 @@ class Shared:
 
     data: bytes
     parsed: Any = None
+
+    def parsed_as(self, kind: type[Parsed], read: Callable[[bytes], Parsed]) -> Parsed:
+        """What `read` makes of the bytes, made once. Raises what it raises."""
+        parsed = self.parsed  # once: of a damaged group, another thread may put another stage's there
+        if not isinstance(parsed, kind):
+            parsed = self.parsed = read(self.data)
+        return parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,7 @@ class ScaleClasses:
         """The classes of a group, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("class_rans: the frame has no shared part")
-        parsed = shared.parsed  # once: another thread may put another stage's there
-        if not isinstance(parsed, ScaleClasses):
-            parsed = shared.parsed = cls.read(shared.data)
-        return parsed
+        return shared.parsed_as(ScaleClasses, cls.read)
 
     @classmethod
     def read(cls, data: bytes) -> ScaleClasses:

@@ -74,12 +74,10 @@ class Book:
         """The lists of a group of frames, parsed once; `word` bytes of a word. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("codebook: the frame has no shared part")
-        parsed = shared.parsed  # once: another thread may put another stage's there
-        if not isinstance(parsed, Book):
-            parsed = shared.parsed = cls.read(shared.data, word)
-        if parsed.entries.itemsize != word:
+        book = shared.parsed_as(Book, lambda data: cls.read(data, word))
+        if book.entries.itemsize != word:
             raise CorruptFile("codebook: the shared part's words have another width")
-        return parsed
+        return book
 
     @classmethod
     def read(cls, data: bytes, word: int) -> Book:

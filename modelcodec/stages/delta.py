@@ -54,10 +54,7 @@ class Changes:
         """The changes of a group of words of this width, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("delta: the frame has no shared part")
-        parsed = shared.parsed  # once: another thread may put another stage's there
-        if not isinstance(parsed, Changes):
-            parsed = shared.parsed = cls.read(shared.data)
-        changes = parsed
+        changes = shared.parsed_as(Changes, cls.read)
         largest = int(changes.classes.row_scales.max()) + int(changes.classes.column_scales.max()) + changes.offset - OFFSET
         if not 2 <= changes.mantissa_bits <= min(8 * width - 2, MOST_MANTISSA_BITS) or largest >= most_scale(width, changes.mantissa_bits):
             raise CorruptFile(f"delta: scales up to {largest} and {changes.mantissa_bits} bits of mantissa are none of words of {width} bytes")

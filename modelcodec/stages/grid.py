@@ -19,6 +19,7 @@ from modelcodec.kernels.logistic import EXP2
 from modelcodec.kernels.trellis import CODES, MOST_INDEX, Code
 from modelcodec.stage import Encoded, FrameContext, Layout, PartShape, Stage
 from modelcodec.stages import exceptions
+from modelcodec.stages.integers import folded, unfolded
 from modelcodec.types import Array
 from modelcodec.wire import Reader, varint
 
@@ -164,9 +165,8 @@ class Grid(Stage):
             if data is not None:
                 header = Header(path, data.size, first_mean, 1, n_exceptions, n_rows)
                 return Encoded(header.write(), payload=data.tobytes() + kept)
-        folded = ((indices << 1) ^ (indices >> 31)).view(np.uint32)
-        width = 1 if folded.max(initial=0) < 256 else 2
-        return Encoded(Header(path, None, 0, width, n_exceptions, n_rows).write(), (folded.astype(f"<u{width}"),), kept)
+        part = folded(indices)
+        return Encoded(Header(path, None, 0, part.itemsize, n_exceptions, n_rows).write(), (part,), kept)
 
     def _rows(self, context: FrameContext) -> Rows | None:
         columns = context.spec.row_words
@@ -213,10 +213,9 @@ def _rows_of(payload: Array, read: Header, context: FrameContext) -> Rows | None
 def _indices(read: Header, coded: Array, parts: Sequence[Array], context: FrameContext) -> Array:
     """Indices (i4) of a frame, from their part or out of the context coder."""
     if read.n_coded is None:
-        folded = parts[0].astype(np.int32)
-        if folded.max(initial=0) > 2 * MOST_INDEX:
+        if parts[0].max(initial=0) > 2 * MOST_INDEX:
             raise CorruptFile("grid: an index is too large")
-        return (folded >> 1) ^ -(folded & 1)
+        return unfolded(parts[0])
     indices = np.empty(context.n, np.int32)
     if not context_coder.unpack(coded, _geometry(context), _mean(read.first_mean), read.path.code, read.path.state, indices):
         raise CorruptFile("grid: bytes are left over behind the last index")

@@ -15,6 +15,7 @@ from modelcodec.kernels.casts import FLOATS, rounded
 from modelcodec.limits import LIMITS
 from modelcodec.stage import Encoded, FrameContext, Layout, PartShape, Shared, Stage
 from modelcodec.stages import exceptions
+from modelcodec.stages.integers import folded, octets, read_octets, unfolded
 from modelcodec.types import Array, TensorSpec
 from modelcodec.wire import Reader, varint
 
@@ -25,8 +26,6 @@ MOST_FACTOR = (1 << 15) - 1
 _EXACT = 1 << 53
 """Sums of integers below this are exact in float64, whatever their order."""
 _SHARED, _WIDE, _WIDE_RIGHT, _MASKED = 1, 2, 4, 8
-_MASK_SHARE = 64
-"""Zeros are masked where one word in so many is a zero that the product does not give."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,21 +62,15 @@ class Right:
     shifts: Array
 
     def write(self) -> bytes:
-        """As bytes: of wide words all low bytes, then all high bytes."""
-        folded = _folded(self.right.reshape(-1))
-        data = folded.tobytes() if folded.itemsize == 1 else (folded & 255).astype(np.uint8).tobytes() + (folded >> 8).astype(np.uint8).tobytes()
-        rank, columns = self.right.shape
-        return varint(rank) + varint(columns) + bytes([folded.itemsize]) + self.shifts.astype(np.uint8).tobytes() + data
+        numbers, (rank, columns) = folded(self.right), self.right.shape
+        return varint(rank) + varint(columns) + bytes([numbers.itemsize]) + self.shifts.astype(np.uint8).tobytes() + octets(numbers)
 
     @classmethod
     def of(cls, shared: Shared | None) -> Right:
         """That of a group, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("lowrank: the frame has no shared part")
-        parsed = shared.parsed  # once: another thread may put another stage's there
-        if not isinstance(parsed, Right):
-            parsed = shared.parsed = cls.read(shared.data)
-        return parsed
+        return shared.parsed_as(Right, cls.read)
 
     @classmethod
     def read(cls, data: bytes) -> Right:
@@ -87,10 +80,9 @@ class Right:
         if not columns or width not in (1, 2):
             raise reader.corrupt("columns or width are out of range")
         shifts = _read_shifts(reader, rank)
-        octets = np.frombuffer(reader.take(rank * columns * width), np.uint8).reshape(width, -1).astype("<u2")
+        right = read_octets(reader, rank * columns, width)
         reader.end()
-        folded = octets[0] | octets[1] << 8 if width == 2 else octets[0]
-        return cls(_unfolded(folded).reshape(rank, columns), shifts)
+        return cls(right.reshape(rank, columns), shifts)
 
 
 def _read_rank(reader: Reader) -> int:
@@ -105,18 +97,6 @@ def _read_shifts(reader: Reader, rank: int) -> Array:
     if (shifts > MOST_SHIFT).any():
         raise reader.corrupt("a shift is too large")
     return shifts
-
-
-def _folded(integers: Array) -> Array:
-    """Signed integers (i4) as u1, or u2 where they need it: 0, -1, 1, -2, 2 and so on become 0, 1, 2, 3, 4."""
-    folded = ((integers << 1) ^ (integers >> 31)).view(np.uint32)
-    return folded.astype("<u1" if folded.max(initial=0) < 256 else "<u2")
-
-
-def _unfolded(folded: Array) -> Array:
-    wide = folded.astype(np.int32)
-    integers: Array = (wide >> 1) ^ -(wide & 1)
-    return integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +189,14 @@ class Lowrank(Stage):
         left = block.left[first - block.first :][:n_rows]
         skipped = context.at % spec.row_words
         found = rounded(product(left, block.right, block.shifts, block.scale).reshape(-1)[skipped : skipped + x.size], spec.dtype.name)
-        masked = int(np.count_nonzero((x == 0) & (found != 0))) * _MASK_SHARE > x.size
-        mask = np.packbits(x != 0, bitorder="little") if masked else np.empty(0, np.uint8)
-        differs = (x != found) & (x != 0) if masked else x != found
+        mask, differs = exceptions.mask(x, found)
         own = context.shared is None or not isinstance(context.shared.parsed, Right) or context.shared.parsed.right is not block.right
-        folded, right = _folded(left.reshape(-1)), _folded(block.right.reshape(-1) if own else block.right[:0].reshape(-1))
-        header = Header(n_rows, left.shape[1], folded.itemsize, block.scale, masked, int(np.count_nonzero(differs)))
+        left_part, right_part = folded(left), folded(block.right if own else block.right[:0])
+        header = Header(n_rows, left.shape[1], left_part.itemsize, block.scale, mask is not None, int(np.count_nonzero(differs)))
         if own:
-            header = replace(header, columns=spec.row_words, width_right=right.itemsize, shifts=tuple(map(int, block.shifts)))
-        return Encoded(header.write(), (folded, right, mask) if masked else (folded, right), exceptions.write(x, differs))
+            header = replace(header, columns=spec.row_words, width_right=right_part.itemsize, shifts=tuple(map(int, block.shifts)))
+        parts = (left_part, right_part) if mask is None else (left_part, right_part, mask)
+        return Encoded(header.write(), parts, exceptions.write(x, differs))
 
     @classmethod
     def layout(cls, header: bytes, width: int, n: int) -> Layout:
@@ -232,17 +211,14 @@ class Lowrank(Stage):
         read = Header.read(header, out.size)
         if context is None or context.n != out.size or context.spec.dtype.name not in FLOATS or context.spec.dtype.word != out.itemsize:
             raise CorruptFile("lowrank: stands where it is not a frame's root or the dtype is none that it knows")
-        own = Right(_unfolded(parts[1]).reshape(read.rank, read.columns), np.array(read.shifts)) if read.columns else None
+        own = Right(unfolded(parts[1]).reshape(read.rank, read.columns), np.array(read.shifts)) if read.columns else None
         factor = own or Right.of(context.shared)
         rank, columns = factor.right.shape
         skipped = context.at % columns
         if rank != read.rank or columns != context.spec.row_words or rank > columns or read.rows != (skipped + out.size - 1) // columns + 1:
             raise CorruptFile("lowrank: rows, columns and rank do not fit the tensor")
-        rows = product(_unfolded(parts[0]).reshape(read.rows, rank), factor.right, factor.shifts, read.scale)
+        rows = product(unfolded(parts[0]).reshape(read.rows, rank), factor.right, factor.shifts, read.scale)
         out[:] = rounded(rows.reshape(-1)[skipped : skipped + out.size], context.spec.dtype.name)
         if read.masked:
-            bits = np.unpackbits(parts[2], bitorder="little")
-            if bits[out.size :].any():
-                raise CorruptFile("lowrank: the mask's padding is not zero")
-            out[bits[: out.size] == 0] = 0
+            exceptions.put_zeros(parts[2], out, "lowrank")
         exceptions.put(payload, read.n_exceptions, out, "lowrank")

@@ -17,6 +17,7 @@ from modelcodec.kernels.philox import Signs
 from modelcodec.limits import LIMITS
 from modelcodec.stage import Encoded, FrameContext, Layout, PartShape, Shared, Stage
 from modelcodec.stages import exceptions
+from modelcodec.stages.integers import folded, octets, read_octets, unfolded
 from modelcodec.types import Array, TensorSpec
 from modelcodec.wire import Reader, varint
 
@@ -26,8 +27,6 @@ MOST_COEFFICIENTS = 1 << 15
 """Of a span: sums of so many fit 32 bits with a sign."""
 MOST_COEFFICIENT = (1 << 15) - 1
 _SHARED, _WIDE, _MASKED = 1, 2, 4
-_MASK_SHARE = 64
-"""Zeros are masked where one word in so many is a zero that the sum does not give."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,21 +65,15 @@ class Coefficients:
     rows: Array
 
     def write(self) -> bytes:
-        """As bytes: of wide words all low bytes, then all high bytes."""
-        folded = _folded(self.rows)
-        data = folded.tobytes() if folded.itemsize == 1 else (folded & 255).astype(np.uint8).tobytes() + (folded >> 8).astype(np.uint8).tobytes()
-        spans, k = self.rows.shape
-        return varint(k) + varint(spans) + bytes([folded.itemsize]) + data
+        numbers, (spans, k) = folded(self.rows), self.rows.shape
+        return varint(k) + varint(spans) + bytes([numbers.itemsize]) + octets(numbers)
 
     @classmethod
     def of(cls, shared: Shared | None) -> Coefficients:
         """Those of a group, parsed once. Raises CorruptFile."""
         if shared is None:
             raise CorruptFile("seedbasis: the frame has no shared part")
-        parsed = shared.parsed  # once: another thread may put another stage's there
-        if not isinstance(parsed, Coefficients):
-            parsed = shared.parsed = cls.read(shared.data)
-        return parsed
+        return shared.parsed_as(Coefficients, cls.read)
 
     @classmethod
     def read(cls, data: bytes) -> Coefficients:
@@ -89,9 +82,9 @@ class Coefficients:
         k, spans, width = _read_k(reader), reader.varint(len(data)), reader.u8()
         if not spans or width not in (1, 2):
             raise reader.corrupt("spans or width are out of range")
-        octets = np.frombuffer(reader.take(spans * k * width), np.uint8).reshape(width, -1).astype("<u2")
+        rows = read_octets(reader, spans * k, width)
         reader.end()
-        return cls(_unfolded(octets[0] | octets[1] << 8 if width == 2 else octets[0]).reshape(spans, k))
+        return cls(rows.reshape(spans, k))
 
     def from_span(self, first: int, n: int) -> Array:
         """The coefficients of n spans from the first-th on. Raises CorruptFile."""
@@ -105,18 +98,6 @@ def _read_k(reader: Reader) -> int:
     if not k:
         raise reader.corrupt("there are no coefficients")
     return k
-
-
-def _folded(integers: Array) -> Array:
-    """Signed integers (i4) as u1, or u2 where they need it: 0, -1, 1, -2, 2 and so on become 0, 1, 2, 3, 4."""
-    folded = ((integers << 1) ^ (integers >> 31)).view(np.uint32).reshape(-1)
-    return folded.astype("<u1" if folded.max(initial=0) < 256 else "<u2")
-
-
-def _unfolded(folded: Array) -> Array:
-    wide = folded.astype(np.int32)
-    integers: Array = (wide >> 1) ^ -(wide & 1)
-    return integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,15 +174,13 @@ class SeedBasis(Stage):
         if len(rows) < basis.signs.spans(context.at, x.size) or x.size * basis.signs.k > LIMITS.frame_signs:
             return None
         found = basis.words(context.at, x.size, spec.dtype.name)
-        masked = int(np.count_nonzero((x == 0) & (found != 0))) * _MASK_SHARE > x.size
-        mask = np.packbits(x != 0, bitorder="little") if masked else np.empty(0, np.uint8)
-        differs = (x != found) & (x != 0) if masked else x != found
-        header = Header(basis.signs, basis.scale, masked, int(np.count_nonzero(differs)))
-        part = _folded(rows[:0])
+        mask, differs = exceptions.mask(x, found)
+        header = Header(basis.signs, basis.scale, mask is not None, int(np.count_nonzero(differs)))
+        part = folded(rows[:0])
         if context.shared is None or not isinstance(context.shared.parsed, Coefficients):
-            part = _folded(rows)
+            part = folded(rows)
             header = replace(header, spans=len(rows), width=part.itemsize)
-        return Encoded(header.write(), (part, mask) if masked else (part,), exceptions.write(x, differs))
+        return Encoded(header.write(), (part,) if mask is None else (part, mask), exceptions.write(x, differs))
 
     @classmethod
     def layout(cls, header: bytes, width: int, n: int) -> Layout:
@@ -218,10 +197,7 @@ class SeedBasis(Stage):
             raise CorruptFile("seedbasis: stands where it is not a frame's root or the dtype is none that it knows")
         out[:] = _words(_coefficients(read, parts[0], context), read.signs, read.scale, context.at, out.size, context.spec.dtype.name)
         if read.masked:
-            bits = np.unpackbits(parts[1], bitorder="little")
-            if bits[out.size :].any():
-                raise CorruptFile("seedbasis: the mask's padding is not zero")
-            out[bits[: out.size] == 0] = 0
+            exceptions.put_zeros(parts[1], out, "seedbasis")
         exceptions.put(payload, read.n_exceptions, out, "seedbasis")
 
 
@@ -231,7 +207,7 @@ def _coefficients(read: Header, part: Array, context: FrameContext) -> Array:
     if read.spans:
         if read.spans != n:
             raise CorruptFile(f"seedbasis: coefficients of {read.spans} spans, where the frame touches {n}")
-        return _unfolded(part).reshape(n, read.signs.k)
+        return unfolded(part).reshape(n, read.signs.k)
     shared = Coefficients.of(context.shared)
     if shared.rows.shape[1] != read.signs.k:
         raise CorruptFile("seedbasis: the shared part has another number of coefficients")
