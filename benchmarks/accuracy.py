@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import modelcodec
-from benchmarks import ggml, stories
+from benchmarks import ggml, nncodec, stories
 from benchmarks.corpus import data_folder
 from benchmarks.curves import Curve, Point, Scale, drawn
 from benchmarks.lossless import replace_block
@@ -127,11 +127,8 @@ def ours(kind: str, source: bytes, fit: Fit, test: tuple[Tensor, Tensor]) -> Row
     return Row(kind, f"{bits:.2f}", bits, accuracy(net_of(state), test))
 
 
-def nncodec(state: Mapping[str, Tensor], test: tuple[Tensor, Tensor]) -> Iterator[Row]:
+def of_nncodec(state: Mapping[str, Tensor], test: tuple[Tensor, Tensor]) -> Iterator[Row]:
     """NNCodec's own quantizer and coder without data, trellis on, one quantization parameter for all; payloads alone."""
-    from nncodec.extensions import deepCABAC
-
-    off, unary = deepCABAC.HdspMode.AlwaysOff, 10
     for qp in QPS:
         n_bytes = n = 0
         restored = dict(state)
@@ -139,21 +136,8 @@ def nncodec(state: Mapping[str, Tensor], test: tuple[Tensor, Tensor]) -> Iterato
             if weight.dim() < 2:
                 continue
             x = np.ascontiguousarray(weight.reshape(len(weight), -1).numpy())
-            indices, y = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)
-            rows, none = np.zeros(len(x), np.int32), np.zeros(2, np.int8)
-            encoder = deepCABAC.Encoder()
-            encoder.initCtxModels(unary, 0)
-            encoder.quantLayer(x, indices, 1, 2, qp, 0.0, unary, 0, 1)
-            encoder = deepCABAC.Encoder()
-            encoder.initCtxModels(unary, 1)
-            encoder.encodeLayer(indices, 1, 0, 1, 0, 0, rows, off, none, 0, 0)
-            stream = encoder.finish()
-            decoder = deepCABAC.Decoder()
-            decoder.setStream(stream)
-            decoder.initCtxModels(unary)
-            decoder.decodeLayer(indices, 1, 0, 1, 0, off, none, 0, 0)
-            decoder.dequantLayer(y, indices, 2, qp, 0)
-            n_bytes, n = n_bytes + len(stream), n + x.size
+            size, y = nncodec.coded(x, qp, 0.0)
+            n_bytes, n = n_bytes + size, n + x.size
             restored[name] = torch.from_numpy(y).reshape(weight.shape)
         yield Row("NNCodec", f"qp {qp}", 8 * n_bytes / n, accuracy(net_of(restored), test))
 
@@ -177,7 +161,7 @@ def resnet_rows(path: Path, quick: bool) -> Iterator[Row]:
         yield ours(WITHOUT_DATA, source, _matrices(Trellis(sigma * float(matrices.square().mean().sqrt()), quantizer)), test)
     if not quick:
         try:
-            yield from nncodec(state, test)
+            yield from of_nncodec(state, test)
         except ImportError:
             print("nncodec is not installed (pip install --no-deps nncodec==2.1.3): left out.", file=sys.stderr)
 

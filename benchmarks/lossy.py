@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import ggml
+from benchmarks import ggml, nncodec
 from benchmarks.corpus import data_folder
 from benchmarks.curves import Curve, Scale, drawn
 from benchmarks.curves import Point as Place
@@ -93,32 +93,16 @@ def ours(tensors: Tensors, quantizer: Quantizer, steps: Sequence[float]) -> tupl
     return points, speeds[len(speeds) // 2]
 
 
-def nncodec(tensors: Tensors, lambda_scale: float) -> list[Point]:
+def of_nncodec(tensors: Tensors, lambda_scale: float) -> list[Point]:
     """NNCodec's own quantizer and coder, trellis and parameter search on, one quantization parameter for all; payloads alone, without its headers."""
-    from nncodec.extensions import deepCABAC
-
     n, squares = total(tensors)
-    off, unary = deepCABAC.HdspMode.AlwaysOff, 10
     points = []
     for qp in QPS:
         n_bytes, error = 0, 0.0
         for weights in tensors.values():
             x = np.ascontiguousarray(weights.values().reshape(weights.spec.shape[0], -1))
-            indices, y = np.zeros(x.shape, np.int32), np.zeros(x.shape, np.float32)
-            rows, none = np.zeros(x.shape[0], np.int32), np.zeros(2, np.int8)
-            encoder = deepCABAC.Encoder()
-            encoder.initCtxModels(unary, 0)
-            encoder.quantLayer(x, indices, 1, 2, qp, lambda_scale, unary, 0, 1)
-            encoder = deepCABAC.Encoder()
-            encoder.initCtxModels(unary, 1)
-            encoder.encodeLayer(indices, 1, 0, 1, 0, 0, rows, off, none, 0, 0)
-            stream = encoder.finish()
-            decoder = deepCABAC.Decoder()
-            decoder.setStream(stream)
-            decoder.initCtxModels(unary)
-            decoder.decodeLayer(indices, 1, 0, 1, 0, off, none, 0, 0)
-            decoder.dequantLayer(y, indices, 2, qp, 0)
-            n_bytes += len(stream)
+            size, y = nncodec.coded(x, qp, lambda_scale)
+            n_bytes += size
             error += float(((x.astype(np.float64) - y) ** 2).sum())
         points.append(Point(error / squares, 8 * n_bytes / n))
     return points
@@ -187,8 +171,8 @@ class Measured:
         curves["grid, 8 states, fast"], fast = ours(tensors, Quantizer(modelled=False), steps)
         try:
             if not large:
-                curves["NNCodec"] = nncodec(tensors, 0.0)
-                curves["NNCodec, lambda_scale 1"] = nncodec(tensors, 1.0)
+                curves["NNCodec"] = of_nncodec(tensors, 0.0)
+                curves["NNCodec, lambda_scale 1"] = of_nncodec(tensors, 1.0)
         except ImportError:
             print("nncodec is not installed (pip install --no-deps nncodec==2.1.3): left out.", file=sys.stderr)
         types = int_n_xz(tensors)

@@ -66,10 +66,10 @@ class Recipe:
     def plan_group(self, spec: TensorSpec, x: Array, frame_words: int, level: int, at: int) -> planner.PlannedGroup:
         """The plans for the words x of a group of frames, which starts at word `at` of its tensor, and what the frames share."""
         plan, level = self._ruled(spec, level)
-        starts = range(0, x.size, frame_words)
+        plans = tuple(self.plan(spec, x[first : first + frame_words], level) for first in range(0, x.size, frame_words))
         if plan is not None:
-            return planner.PlannedGroup((plan,) * len(starts), plan.stage.prepare(spec, x, at))
-        return planner.share(spec, x, frame_words, tuple(planner.plan(spec, x[first : first + frame_words], level) for first in starts), level)
+            return planner.PlannedGroup(plans, plan.stage.prepare(spec, x, at))
+        return planner.share(spec, x, frame_words, plans, level)
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
