@@ -5,10 +5,9 @@ In Python by their classes, `fit.Magnitude(0.5) | fit.KMeans(16)`; in recipes by
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from modelcodec.errors import BadRecipe
+from modelcodec.fit.registry import class_named, names_of_classes
 
 FITS: dict[str, str] = {
     "trellis": "trellis:Trellis",
@@ -37,13 +36,10 @@ FITS: dict[str, str] = {
 
 def fit_named(name: str) -> Any:
     """The class of a registered fit. Raises BadRecipe."""
-    if name not in FITS:
-        raise BadRecipe(f"there is no fit {name!r}; the fits are {', '.join(FITS)}")
-    module, _, attribute = FITS[name].partition(":")
-    return getattr(import_module(f"modelcodec.fit.{module}"), attribute)
+    return class_named(name, FITS, "modelcodec.fit", "fit")
 
 
-_CLASSES = {place.partition(":")[2]: name for name, place in FITS.items()}
+_CLASSES = names_of_classes(FITS)
 
 
 def __getattr__(name: str) -> Any:

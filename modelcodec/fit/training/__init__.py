@@ -6,10 +6,9 @@ In Python by their classes, `training.DKM(16)`; on the command line by these nam
 from __future__ import annotations
 
 from functools import reduce
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from modelcodec.errors import BadRecipe
+from modelcodec.fit.registry import class_named, names_of_classes
 
 if TYPE_CHECKING:
     from modelcodec.fit.training.method import Method
@@ -43,10 +42,7 @@ METHODS: dict[str, str] = {
 
 def method_named(name: str) -> Any:
     """The class of a registered method. Raises BadRecipe."""
-    if name not in METHODS:
-        raise BadRecipe(f"there is no training method {name!r}; the methods are {', '.join(METHODS)}")
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(import_module(f"modelcodec.fit.training.{module}"), attribute)
+    return class_named(name, METHODS, "modelcodec.fit.training", "training method")
 
 
 def parse_method(text: str) -> Method:
@@ -58,7 +54,7 @@ def parse_method(text: str) -> Method:
     return method
 
 
-_CLASSES = {place.partition(":")[2]: name for name, place in METHODS.items()}
+_CLASSES = names_of_classes(METHODS)
 
 
 def __getattr__(name: str) -> Any:
