@@ -136,9 +136,9 @@ def of_nncodec(state: Mapping[str, Tensor], test: tuple[Tensor, Tensor]) -> Iter
             if weight.dim() < 2:
                 continue
             x = np.ascontiguousarray(weight.reshape(len(weight), -1).numpy())
-            size, y = nncodec.coded(x, qp, 0.0)
-            n_bytes, n = n_bytes + size, n + x.size
-            restored[name] = torch.from_numpy(y).reshape(weight.shape)
+            coded = nncodec.coded(x, qp, 0.0)
+            n_bytes, n = n_bytes + coded.n_bytes, n + x.size
+            restored[name] = torch.from_numpy(coded.matrix).reshape(weight.shape)
         yield Row("NNCodec", f"qp {qp}", 8 * n_bytes / n, accuracy(net_of(restored), test))
 
 
@@ -198,8 +198,8 @@ def ggml_rows(state: Mapping[str, Tensor], text: Sequence[Tensor], squares: Mapp
         for name, weight in state.items():
             size = 4 * weight.numel()
             if weight.dim() > 1:
-                back, size = ggml.rounded(weight.numpy(), of_table if "embeddings" in name else kind, squares[name].numpy())
-                given[name] = torch.from_numpy(back)
+                rounded = ggml.rounded(weight.numpy(), of_table if "embeddings" in name else kind, squares[name].numpy())
+                size, given[name] = rounded.n_bytes, torch.from_numpy(rounded.matrix)
             n_bytes += size
         bits = 8 * n_bytes / sum(weight.numel() for weight in state.values())
         yield Row(GGML, kind if kind == of_table else f"{of_table} + {kind}", bits, stories.loss(stories.net_of(given), text))

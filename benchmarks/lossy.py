@@ -1,12 +1,13 @@
-"""Bits a weight at equal error: stage `grid` in real frames, headers and all, beside NNCodec's bitstream, ggml's types and int-n plus xz."""
+"""Bits a weight at equal error: stage `grid` in real frames, headers and all, beside NNCodec's bitstream, ggml's and torchao's types and int-n plus xz."""
 
 from __future__ import annotations
 
 import lzma
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from benchmarks.corpus import data_folder
 from benchmarks.curves import Curve, Scale, drawn
 from benchmarks.curves import Point as Place
 from benchmarks.lossless import replace_block
+from benchmarks.rounded import Rounded
 from modelcodec import formats, frame
 from modelcodec.fit.trellis import Quantizer
 from modelcodec.fitted import Weights
@@ -35,10 +37,11 @@ Tensors = Mapping[str, Weights]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Squared error over the squares of the weights, and bits a weight."""
+    """Squared error over the squares of the weights, bits a weight, and megabytes of float32 that are read back a second on one core."""
 
     error: float
     bits: float
+    speed: float
 
 
 def weights_of(path: Path) -> Tensors:
@@ -76,10 +79,10 @@ def frames_bytes(weights: Weights, words: np.ndarray, plan: Plan) -> tuple[int, 
     return n_bytes, seconds
 
 
-def ours(tensors: Tensors, quantizer: Quantizer, steps: Sequence[float]) -> tuple[list[Point], float]:
-    """A point for each step, and megabytes of weights that are decoded a second, at the middle step."""
+def ours(tensors: Tensors, quantizer: Quantizer, steps: Sequence[float]) -> list[Point]:
+    """A point for each step."""
     n, squares = total(tensors)
-    points, speeds = [], []
+    points = []
     for step in steps:
         n_bytes, seconds, error = 0, 0.0, 0.0
         for weights in tensors.values():
@@ -88,55 +91,65 @@ def ours(tensors: Tensors, quantizer: Quantizer, steps: Sequence[float]) -> tupl
             n_bytes, seconds = n_bytes + size, seconds + spent
             values = weights.values().astype(np.float64)
             error += weights.loss(quantized.words).relative_mse * float(values @ values)
-        points.append(Point(error / squares, 8 * n_bytes / n))
-        speeds.append(4 * n / seconds / 1e6)
-    return points, speeds[len(speeds) // 2]
+        points.append(Point(error / squares, 8 * n_bytes / n, 4 * n / seconds / 1e6))
+    return points
+
+
+def theirs(tensors: Tensors, rounded: Callable[[np.ndarray], Rounded]) -> Point:
+    """What a peer makes of all matrices, each with its first dimension as rows."""
+    n, squares = total(tensors)
+    n_bytes, seconds, error = 0, 0.0, 0.0
+    for weights in tensors.values():
+        x = np.ascontiguousarray(weights.values().reshape(weights.spec.shape[0], -1))
+        given = rounded(x)
+        n_bytes, seconds = n_bytes + given.n_bytes, seconds + given.seconds
+        error += float(((x.astype(np.float64) - given.matrix) ** 2).sum())
+    return Point(error / squares, 8 * n_bytes / n, 4 * n / seconds / 1e6)
 
 
 def of_nncodec(tensors: Tensors, lambda_scale: float) -> list[Point]:
     """NNCodec's own quantizer and coder, trellis and parameter search on, one quantization parameter for all; payloads alone, without its headers."""
-    n, squares = total(tensors)
-    points = []
-    for qp in QPS:
-        n_bytes, error = 0, 0.0
-        for weights in tensors.values():
-            x = np.ascontiguousarray(weights.values().reshape(weights.spec.shape[0], -1))
-            size, y = nncodec.coded(x, qp, lambda_scale)
-            n_bytes += size
-            error += float(((x.astype(np.float64) - y) ** 2).sum())
-        points.append(Point(error / squares, 8 * n_bytes / n))
-    return points
+    return [theirs(tensors, partial(nncodec.coded, qp=qp, lambda_scale=lambda_scale)) for qp in QPS]
 
 
 def ggml_types(tensors: Tensors) -> dict[str, Point]:
     """ggml's types, without data, over each tensor's weights in their order. Raises ImportError."""
-    n, squares = total(tensors)
-    points = {}
-    for kind in ggml.TYPES:
-        n_bytes, error = 0, 0.0
-        for weights in tensors.values():
-            x = weights.values()
-            back, size = ggml.rounded(x, kind)
-            n_bytes += size
-            error += float(((back.astype(np.float64) - x) ** 2).sum())
-        points[kind] = Point(error / squares, 8 * n_bytes / n)
-    return points
+    return {kind: theirs(tensors, partial(ggml.rounded, kind=kind)) for kind in ggml.TYPES}
+
+
+def torchao_types(tensors: Tensors) -> dict[str, Point]:
+    """torchao's types, without data. Raises ImportError."""
+    import torch
+
+    from benchmarks import torchao
+
+    torch.set_num_threads(1)
+    return {f"torchao, {kind}": theirs(tensors, partial(torchao.rounded, kind=kind)) for kind in torchao.TYPES}
 
 
 def int_n_xz(tensors: Tensors) -> dict[str, Point]:
     """Round to n bits with a float32 scale a row, then xz -9e a tensor."""
-    n, squares = total(tensors)
-    points = {}
-    for bits in (8, 6, 5, 4):
-        n_bytes, error, most = 0, 0.0, 2 ** (bits - 1) - 1
-        for weights in tensors.values():
-            x = weights.values().reshape(weights.spec.shape[0], -1)
-            scale = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-30)) / most
-            q = np.rint(x / scale).astype(np.int8)
-            n_bytes += len(lzma.compress(q.tobytes(), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}])) + scale.nbytes
-            error += float(((x.astype(np.float64) - q * scale) ** 2).sum())
-        points[f"int{bits} + xz"] = Point(error / squares, 8 * n_bytes / n)
-    return points
+    return {f"int{bits} + xz": theirs(tensors, partial(_int_xz, bits=bits)) for bits in (8, 6, 5, 4)}
+
+
+def _int_xz(x: np.ndarray, bits: int) -> Rounded:
+    scale = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-30)) / (2 ** (bits - 1) - 1)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    data = lzma.compress(np.rint(x / scale).astype(np.int8).tobytes(), lzma.FORMAT_RAW, filters=filters)
+    start = time.perf_counter()
+    back = np.frombuffer(lzma.decompress(data, lzma.FORMAT_RAW, filters=filters), np.int8).reshape(x.shape) * scale
+    return Rounded(back, len(data) + scale.nbytes, time.perf_counter() - start)
+
+
+def types_of_others(tensors: Tensors) -> dict[str, Point]:
+    """Single points: ggml's and torchao's types where they are installed, and int-n with xz."""
+    types: dict[str, Point] = {}
+    for package, measured in (("xllamacpp and gguf", ggml_types), ("torchao", torchao_types)):
+        try:
+            types.update(measured(tensors))
+        except ImportError:
+            print(f"{package}: not installed (pip install {package.replace(' and', '')}), left out.", file=sys.stderr)
+    return types | int_n_xz(tensors)
 
 
 def at(points: Sequence[Point], error: float) -> float | None:
@@ -149,53 +162,45 @@ def at(points: Sequence[Point], error: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one net: curves of bits over error, ours first, and single points of other types; megabytes of float32 that are decoded a second on one core."""
+    """Of one net: curves of bits over error, ours first, and single points of other types."""
 
     name: str
     n: int
     curves: Mapping[str, Sequence[Point]]
     best: str
     types: Mapping[str, Point]
-    speed: float
-    fast: float
 
     @classmethod
     def of(cls, name: str, tensors: Tensors, quick: bool) -> Measured:
         n, squares = total(tensors)
         large = quick or n > LARGE
         steps = [float(np.sqrt(squares / n)) * ratio for ratio in np.geomspace(0.009, 0.7, 6 if large else 24)]
-        curves, speed = {}, 0.0
+        curves = {}
         for count in STATES[:1] if large else STATES:
-            curves[f"grid, {count} states"], speed = ours(tensors, Quantizer(states=count), steps)
+            curves[f"grid, {count} states"] = ours(tensors, Quantizer(states=count), steps)
         best = tuple(curves)[-1]
-        curves["grid, 8 states, fast"], fast = ours(tensors, Quantizer(modelled=False), steps)
+        curves["grid, 8 states, fast"] = ours(tensors, Quantizer(modelled=False), steps)
         try:
             if not large:
                 curves["NNCodec"] = of_nncodec(tensors, 0.0)
                 curves["NNCodec, lambda_scale 1"] = of_nncodec(tensors, 1.0)
         except ImportError:
             print("nncodec is not installed (pip install --no-deps nncodec==2.1.3): left out.", file=sys.stderr)
-        types = int_n_xz(tensors)
-        try:
-            types = {**ggml_types(tensors), **types}
-        except ImportError:
-            print("xllamacpp and gguf are not installed (pip install xllamacpp gguf): ggml's types are left out.", file=sys.stderr)
-        return cls(name, n, curves, best, types, speed, fast)
+        return cls(name, n, curves, best, types_of_others(tensors))
 
     def tables(self) -> Iterator[str]:
-        """Bits at given errors, and what others' types take beside us at their error."""
-        speeds = f"decoded at {self.speed:.0f} MB/s, fast {self.fast:.0f} MB/s of float32 on one core"
-        yield f"**{self.name}**, {self.n:,} weights; {speeds} ([picture]({self.picture})).\n"
-        yield "| bits a weight at relative squared error | " + " | ".join(f"{error:g}" for error in ERRORS) + " |"
-        yield "|---|" + "---|" * len(ERRORS)
+        """Bits at given errors, and what others' types take beside us at their error; how fast each is read back, in the middle of a curve."""
+        yield f"**{self.name}**, {self.n:,} weights ([picture]({self.picture})).\n"
+        yield "| bits a weight at relative squared error | " + " | ".join(f"{error:g}" for error in ERRORS) + " | MB/s |"
+        yield "|---|" + "---|" * (len(ERRORS) + 1)
         for label, points in self.curves.items():
             found = [at(points, error) for error in ERRORS]
-            yield f"| {label} | " + " | ".join("-" if bits is None else f"{bits:.3f}" for bits in found) + " |"
-        yield f"\n| type | error | its bits | {self.best} | saved |\n|---|---|---|---|---|"
+            yield f"| {label} | " + " | ".join("-" if bits is None else f"{bits:.3f}" for bits in found) + f" | {points[len(points) // 2].speed:.0f} |"
+        yield f"\n| type | error | its bits | {self.best} | saved | MB/s |\n|---|---|---|---|---|---|"
         for label, point in self.types.items():
             bits = at(self.curves[self.best], point.error)
             cells = ("-", "-") if bits is None else (f"{bits:.3f}", f"{100 - 100 * bits / point.bits:.1f} %")
-            yield f"| {label} | {point.error:.2g} | {point.bits:.3f} | {cells[0]} | {cells[1]} |"
+            yield f"| {label} | {point.error:.2g} | {point.bits:.3f} | {cells[0]} | {cells[1]} | {point.speed:.0f} |"
         yield ""
 
     @property

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.rounded import Rounded
 
 _UNARY_BITS = 10
 
 Matrix = NDArray[np.float32]
 
 
-def coded(x: Matrix, qp: int, lambda_scale: float) -> tuple[int, Matrix]:
-    """Bytes, and the decoded matrix, at a quantization parameter; trellis on. Raises ImportError where the package is not there."""
+def coded(x: Matrix, qp: int, lambda_scale: float) -> Rounded:
+    """A matrix at a quantization parameter, trellis on, and back. Raises ImportError where the package is not there."""
     from nncodec.extensions import deepCABAC
 
     off = deepCABAC.HdspMode.AlwaysOff
@@ -24,9 +28,10 @@ def coded(x: Matrix, qp: int, lambda_scale: float) -> tuple[int, Matrix]:
     encoder.initCtxModels(_UNARY_BITS, 1)
     encoder.encodeLayer(indices, 1, 0, 1, 0, 0, rows, off, none, 0, 0)
     stream = encoder.finish()
+    start = time.perf_counter()
     decoder = deepCABAC.Decoder()
     decoder.setStream(stream)
     decoder.initCtxModels(_UNARY_BITS)
     decoder.decodeLayer(indices, 1, 0, 1, 0, off, none, 0, 0)
     decoder.dequantLayer(decoded, indices, 2, qp, 0)
-    return len(stream), decoded
+    return Rounded(decoded, len(stream), time.perf_counter() - start)
