@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -175,13 +176,18 @@ def seconds(loader: Loader, source: Path | Limited) -> tuple[float, int]:
 
 
 def measure(chosen: Sequence[Loader], source_of: Callable[[Loader], Path | Limited], rounds: int) -> list[float]:
-    """The best of the rounds, in which all take turns, after one that is not counted. Raises ValueError where tensors differ."""
+    """The best of the rounds, in which all take turns, after one that is not counted. Raises ValueError where tensors differ.
+
+    Each round has another order: memory that one gives back is the next one's, at once or page by page anew, and no loader shall always follow the same one.
+    """
     best = [float("inf")] * len(chosen)
     totals = {seconds(loader, source_of(loader))[1] for loader in chosen}
     if len(totals) > 1:
         raise ValueError("the loaders do not give the same tensors")
+    draw, turns = random.Random(1), list(enumerate(chosen))
     for _ in range(rounds):
-        for i, loader in enumerate(chosen):
+        draw.shuffle(turns)
+        for i, loader in turns:
             best[i] = min(best[i], seconds(loader, source_of(loader))[0])
     return best
 
