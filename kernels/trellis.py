@@ -219,3 +219,16 @@ def look_up(folded, table, h0, h1, state, out):
         number = int64(folded[i])
         out[i] = table[(state & 1) << 8 | number]
         state = (state >> 1) ^ (-(state & 1) & h0) ^ (-((number + 1) >> 1 & 1) & h1)
+
+
+@kernel
+def look_up_in_steps(folded, places, h0, h1, state, steps, span, skipped, out):
+    """Values (f4) of a path of folded indices (u1): places (f4, out of a table of 512) times the step of the word's span, as `restore` gives them."""
+    number = 0
+    for i in range(folded.size):
+        index = int64(folded[i])
+        out[i] = places[(state & 1) << 8 | index] * steps[number]
+        state = (state >> 1) ^ (-(state & 1) & h0) ^ (-((index + 1) >> 1 & 1) & h1)
+        skipped += 1
+        if skipped == span:
+            skipped, number = 0, number + 1

@@ -23,7 +23,7 @@ from modelcodec.kernels.logistic import EXP2, LOG2, LOGISTIC
 from modelcodec.kernels.trellis import CODES, MOST_INDEX
 from modelcodec.stage import FrameContext, Plan
 from modelcodec.stages import STAGES
-from modelcodec.stages.grid import Grid, Steps, first_mean_of
+from modelcodec.stages.grid import NO_SHIFTS, Grid, Header, Path, Steps, first_mean_of
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
 
 NUMPY = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2")}
@@ -98,6 +98,14 @@ def test_spans_have_steps(modelled: bool, span: int) -> None:
     assert (error < 0.002 * 3 * steps.of_words(2160)).all()
     for at, end in ((0, 2160), (100, 101), (89, 1000), (630, 637)):
         assert_decodes(tensor, quantized.words, quantized.plan(), at, end)
+
+
+def test_a_span_may_be_longer_than_any_tensor() -> None:
+    """No encoder writes such a file, which is one by the document."""
+    header = Header(Path(CODES[1], 0, 1.0, NO_SHIFTS), None, 0, 1, 0, (1 << 63) - 1, 1).write()
+    parts, out = (np.array([0, 1, 2, 3], np.uint8), np.array([8], np.uint8)), np.empty(4, np.uint32)
+    Grid.decode(header, np.empty(0, np.uint8), parts, out, FrameContext(TensorSpec("w", DTYPE_BY_NAME["F32"], (12,)), 5, 4, None, 5))
+    assert out.view(np.float32).tolist() == [0, -1024, 1024, -2048]
 
 
 def test_steps_that_are_too_few_are_not_coded() -> None:
@@ -204,13 +212,14 @@ def test_any_bytes_unpack_to_indices(data: bytes, kernel: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("modelled", [True, False])
-def test_damage_is_an_error_or_other_words(modelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [None, Steps((np.arange(62) ** 2 % 5 * 9).astype(np.uint8), 7)])
+def test_damage_is_an_error_or_other_words(modelled: bool, steps: Steps | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame, "CHECK_DIGESTS", False)
     tensor = weights(kernels((6, 8, 3, 3)))
     tensor.words[[3, 77]] = 0x7F800000
-    fitted = Trellis(0.02, Quantizer(modelled=modelled)).fit(tensor)
+    quantized = Quantizer(modelled=modelled).quantize(tensor, 0.02, steps=steps)
     context = FrameContext(tensor.spec, 0, tensor.words.size, None, 0)
-    data = bytes(frame.encode(fitted.words, fitted.plan, context, 0).data)
+    data = bytes(frame.encode(quantized.words, quantized.plan(), context, 0).data)
     out = np.empty_like(tensor.words)
     generator = np.random.default_rng(4)
     for place in [*range(40), *generator.integers(40, len(data), 200), *range(len(data) - 20, len(data))]:

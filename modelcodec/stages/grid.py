@@ -77,18 +77,26 @@ class Path:
 
     def restore(self, indices: Array, dtype: str, steps: Steps | None = None) -> Array:
         """Words of indices (i4) as bit patterns of a dtype; `steps` has one for every span that they touch."""
-        values, step = np.empty(indices.size, np.float32), np.float32(self.step)
-        with np.errstate(over="ignore"):
-            of_spans = np.full(1, step) if steps is None else step * FACTORS[steps.exponents]
-        span, skipped = (indices.size + 1, 0) if steps is None else (steps.span, steps.skipped)
-        kernels.restore(indices, self.code.h0, self.code.h1, self.state, np.array(self.shifts, np.int64), of_spans, span, skipped, values)
+        values = np.empty(indices.size, np.float32)
+        of_spans = (np.full(1, np.float32(self.step)), indices.size + 1, 0) if steps is None else self._of_spans(steps)
+        kernels.restore(indices, self.code.h0, self.code.h1, self.state, np.array(self.shifts, np.int64), *of_spans, values)
         return rounded(values, dtype)
 
-    def look_up(self, folded: Array, dtype: str, out: Array) -> None:
-        """Fill `out` with the words of folded indices (u1)."""
-        values = np.empty(512, np.float32)
-        kernels.tabulate(np.array(self.shifts, np.int64), np.float32(self.step), values)
-        kernels.look_up(folded, rounded(values, dtype), self.code.h0, self.code.h1, self.state, out)
+    def look_up(self, folded: Array, dtype: str, steps: Steps | None, out: Array) -> None:
+        """Fill `out` with the words of folded indices (u1); `steps` as in `restore`."""
+        table, path = np.empty(512, np.float32), (self.code.h0, self.code.h1, self.state)
+        kernels.tabulate(np.array(self.shifts, np.int64), np.float32(self.step if steps is None else 1.0), table)
+        if steps is None:
+            kernels.look_up(folded, rounded(table, dtype), *path, out)
+            return
+        values = np.empty(folded.size, np.float32)
+        kernels.look_up_in_steps(folded, table, *path, *self._of_spans(steps), values)
+        out[:] = rounded(values, dtype)
+
+    def _of_spans(self, steps: Steps) -> tuple[Array, int, int]:
+        """The steps (f4) of spans, the words of a span, and how many of the first stand before the path's."""
+        with np.errstate(over="ignore"):
+            return np.float32(self.step) * FACTORS[steps.exponents], steps.span, steps.skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +226,8 @@ class Grid(Stage):
             raise CorruptFile("grid: stands where words are not the tensor's, or the dtype is none that it knows")
         dtype, n_coded = context.spec.dtype.name, read.n_coded or 0
         steps = _steps_of(read, parts, context)
-        if read.n_coded is None and read.width == 1 and steps is None:
-            read.path.look_up(parts[0], dtype, out)
+        if read.n_coded is None and read.width == 1:
+            read.path.look_up(parts[0], dtype, steps, out)
         else:
             out[:] = read.path.restore(_indices(read, payload[:n_coded], parts, context), dtype, steps)
         exceptions.put(payload[n_coded:], read.n_exceptions, out, "grid")
