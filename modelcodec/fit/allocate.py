@@ -37,6 +37,7 @@ _MOST_EXCEPTIONS = 16
 _LEAST_STEP = 2.0**-110
 """Smaller steps leave no float32 for 1/256 of them."""
 _MOST_STEP = 2.0**127
+"""Larger bounds are held by this one."""
 _MOST_EXPONENT = 255
 """Of a span's step, in eighths of an octave above the tensor's."""
 
