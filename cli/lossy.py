@@ -28,11 +28,12 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10,
 
 @dataclass(frozen=True)
 class Loss:
-    """What the user allows to be lost; at most one of the first five, which are for tensors of no rule. The files that it names are read once, when needed."""
+    """What the user allows to be lost; at most one of bits, target_size, max_error, snr and drop, for tensors of no rule. Its files are read once, at need."""
 
     bits: float | None
     target_size: str | None
     max_error: str | None
+    block: int | None
     snr: float | None
     drop: float | None
     score: str | None
@@ -63,11 +64,12 @@ class Loss:
 
 
 def lossy_options(command: Command) -> Command:
-    """Add --bits, --target-size, --max-error, --snr, --drop, --eval and --recipe, given to the command as `loss`."""
+    """Add --bits, --target-size, --max-error, --block, --snr, --drop, --eval, --calibrate and --recipe, given to the command as `loss`."""
 
     @click.option("--bits", type=click.FloatRange(0, min_open=True), metavar="B", help="Lossy: at most B bits a weight, on average.")
     @click.option("--target-size", metavar="SIZE", help="Lossy: a file of at most SIZE, as in 40%, 500MB or 2GiB.")
     @click.option("--max-error", metavar="E", help="Lossy: no weight further off than E, or with % than that share of its row's largest.")
+    @click.option("--block", type=click.IntRange(1), metavar="N", help="With --max-error in %: of the largest of each N weights that follow each other.")
     @click.option("--snr", type=float, metavar="DB", help="Lossy: at least DB decibels between weights and their errors.")
     @click.option("--drop", type=click.FloatRange(0), metavar="D", help="Lossy: the smallest file whose score falls by at most D; needs --eval.")
     @click.option("--eval", "score", type=click.Path(), metavar="FILE.py", help="Python file with score(tensors): numpy arrays by name to a number.")
@@ -81,6 +83,8 @@ def lossy_options(command: Command) -> Command:
             raise click.UsageError(" and ".join(f"--{name.replace('_', '-')}" for name in given) + " exclude each other")
         if (loss.drop is None) != (loss.score is None):
             raise click.UsageError("--drop and --eval go together")
+        if loss.block is not None and not (loss.max_error or "").endswith("%"):
+            raise click.UsageError("--block goes with --max-error in %")
         if loss.calibrate is not None and loss.bits is None:
             raise click.UsageError("--calibrate goes with --bits")
         return command(*args, loss=loss, **others)
@@ -122,7 +126,7 @@ def _usual(loss: Loss, recipe: Recipe, level: int | None, source: Path | None) -
             bound = float(loss.max_error.removesuffix("%"))
         except ValueError:
             raise BadRecipe(f"--max-error {loss.max_error!r} is no number") from None
-        return MaxError(bound / 100 if share else bound, share, quantizer.modelled)
+        return MaxError(bound / 100 if share else bound, share, quantizer.modelled, loss.block)
     if loss.target_size is not None:
         from modelcodec.fit.whole_file import bytes_left
 

@@ -189,19 +189,19 @@ def walk(indices, h0, h1, state):
 
 
 @kernel
-def restore(indices, h0, h1, state, shifts, steps, columns, column, out):
-    """Values (f4) of a path of indices (i4): float32 products of places in 1/256 steps, which are whole numbers below 2^24, and the row's step.
+def restore(indices, h0, h1, state, shifts, steps, span, skipped, out):
+    """Values (f4) of a path of indices (i4): float32 products of places in 1/256 steps, which are whole numbers below 2^24, and the step of the word's span.
 
-    steps (f4): one for each row that the path goes through, starting at `column` of the first; or one for all, with more `columns` than indices.
+    steps (f4): one for each span of words that the path goes through, which starts `skipped` words into the first; or one for all, of a longer span.
     """
-    row = 0
+    number = 0
     for i in range(indices.size):
         index, union = int64(indices[i]), state & 1
-        out[i] = float32(place_of(index, union, shifts[2 * union], shifts[2 * union + 1])) * steps[row]
+        out[i] = float32(place_of(index, union, shifts[2 * union], shifts[2 * union + 1])) * steps[number]
         state = next_state(state, index, h0, h1)
-        column += 1
-        if column == columns:
-            column, row = 0, row + 1
+        skipped += 1
+        if skipped == span:
+            skipped, number = 0, number + 1
 
 
 @kernel
@@ -219,3 +219,16 @@ def look_up(folded, table, h0, h1, state, out):
         number = int64(folded[i])
         out[i] = table[(state & 1) << 8 | number]
         state = (state >> 1) ^ (-(state & 1) & h0) ^ (-((number + 1) >> 1 & 1) & h1)
+
+
+@kernel
+def look_up_in_steps(folded, places, h0, h1, state, steps, span, skipped, out):
+    """Values (f4) of a path of folded indices (u1): places (f4, out of a table of 512) times the step of the word's span, as `restore` gives them."""
+    number = 0
+    for i in range(folded.size):
+        index = int64(folded[i])
+        out[i] = places[(state & 1) << 8 | index] * steps[number]
+        state = (state >> 1) ^ (-(state & 1) & h0) ^ (-((index + 1) >> 1 & 1) & h1)
+        skipped += 1
+        if skipped == span:
+            skipped, number = 0, number + 1

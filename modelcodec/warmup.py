@@ -13,7 +13,7 @@ from modelcodec.kernels.trellis import CODES
 from modelcodec.planner import LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
 from modelcodec.stage import FrameContext, Plan
-from modelcodec.stages.grid import NO_SHIFTS, Grid, Path
+from modelcodec.stages.grid import NO_SHIFTS, Grid, Path, Steps
 from modelcodec.stages.rans import Rans
 from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
 
@@ -71,9 +71,9 @@ def _code_grids() -> None:
     for dtype, shape in (("F32", (64, 36)), ("F32", (64, 4, 3, 3)), ("BF16", (64, 36))):
         spec, indices = TensorSpec("", DTYPE_BY_NAME[dtype], shape), trellis.search(x, code).indices
         trellis.search(x, code, 0.1, np.zeros(1, np.int32), np.full(1, 512, np.int32))
-        words = Path(code, 0, 2.0**-8, NO_SHIFTS).restore(indices, spec.dtype.name)
-        for modelled in (True, False):
-            plan = Plan(Grid(indices, 2.0**-8, 8, NO_SHIFTS, modelled), {"indices": Plan(Rans())})
+        for modelled, steps in ((True, None), (False, None), (False, Steps(np.arange(36, dtype=np.uint8), 64))):
+            words = Path(code, 0, 2.0**-8, NO_SHIFTS).restore(indices, spec.dtype.name, steps)
+            plan = Plan(Grid(indices, 2.0**-8, 8, NO_SHIFTS, modelled, steps), {"indices": Plan(Rans())})
             _round_trip(words, plan, FrameContext(spec, 0, x.size))
 
 

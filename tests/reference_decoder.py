@@ -186,9 +186,9 @@ class Frame(NamedTuple):
             raise Corrupt("the file breaks a rule: a stage that asks for the tensor has all words of a tensor's frame")
         return self.entry
 
-    def rows(self, columns: int) -> int:
-        """Rows of the tensor that the frame touches."""
-        return (self.at + self.shape.n - 1) // columns - self.at // columns + 1
+    def spans(self, span: int) -> int:
+        """Rows, blocks or other spans of so many words of the tensor that the frame touches."""
+        return (self.at + self.shape.n - 1) // span - self.at // span + 1
 
 
 def raw(header: Cursor, n: int, w: int) -> Meaning:
@@ -548,24 +548,25 @@ def grid(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
     mean, n_coded = (header.uint(1), header.varint()) if modelled else (0, 0)
     need(mean <= 224, "m is at most 224")
     need((n_exceptions := header.varint()) <= n, "there are at most n exceptions")
-    n_rows = header.varint() if flags & 128 else 0
-    need(not flags & 128 or n_rows == frame.rows(entry.row_words), "there are as many steps as rows")
+    span, n_steps = (header.varint(), header.varint()) if flags & 128 else (1, 0)
+    need(span > 0 and (not flags & 128 or n_steps == frame.spans(span)), "there are as many steps as spans")
 
     def decode(data: bytes, parts: list[Words]) -> Words:
-        payload, exponents = Cursor(data), data[len(data) - n_rows :]
+        payload, exponents = Cursor(data), parts[1] if flags & 128 else []
         if modelled:
             indices = grid_reference.decode(payload.take(n_coded), n, entry.shape, frame.at, mean, state, *TRELLISES[s])
         else:
             need(max(parts[0]) <= 65534, "an index has 16 bits, its sign included")
             indices = list(map(unfold, parts[0]))
         steps = [float32(step * grid_reference.EXP2[32 * (e % 8)] * 2.0 ** (e // 8 - 16)) for e in exponents]
-        need(inf not in steps, "the step of a row is finite")
-        row_steps = (steps[(frame.at + i) // entry.row_words - frame.at // entry.row_words] if steps else step for i in range(n))
-        words = [ROUND[entry.dtype.name](place * row_step) for place, row_step in zip(walk(indices, s, state, shifts), row_steps, strict=True)]
+        need(inf not in steps, "the step of a span is finite")
+        of_words = (steps[(frame.at + i) // span - frame.at // span] if steps else step for i in range(n))
+        words = [ROUND[entry.dtype.name](place * of_word) for place, of_word in zip(walk(indices, s, state, shifts), of_words, strict=True)]
         put_exceptions(payload, n_exceptions, words, w)
         return words
 
-    return Meaning([] if modelled else [Shape(n, 2 if flags & 64 else 1)], n_coded + n_exceptions * (4 + w) + n_rows, decode)
+    shapes = [Shape(0 if modelled else n, 2 if flags & 64 else 1), Shape(n_steps, 1)]
+    return Meaning(shapes if flags & 128 else [] if modelled else shapes[:1], n_coded + n_exceptions * (4 + w), decode)
 
 
 def read_dimension(file: Cursor) -> int:
@@ -609,7 +610,7 @@ def codebook(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
     sizes, shared_entries = read_book(Cursor(frame.shared or b""), d, w) if is_shared else (read_lists(header), [])
     columns = entry.row_words if entry else 1
     n_rows = header.varint() if grouped else 0
-    need(n_rows == frame.rows(columns) if grouped else len(sizes) == 1, "the frame's rows have a list each, or there is one")
+    need(n_rows == frame.spans(columns) if grouped else len(sizes) == 1, "the frame's rows have a list each, or there is one")
     mean, n_coded = (header.uint(1), header.varint()) if modelled else (0, 0)
     need(mean <= 224, "M is at most 224")
     n_vectors = (n - lead) // d
@@ -690,7 +691,7 @@ def lowrank(header: Cursor, n: int, w: int, frame: Frame) -> Meaning:
     need((n_exceptions := header.varint()) <= n, "there are at most n exceptions")
     need(rank <= right.columns == entry.row_words, "the right matrix has the columns of the tensor, and at least the rank")
     need(is_shared or right.columns <= n, "the columns of a matrix that is not shared are at most n")
-    need(rows == frame.rows(right.columns) <= n, "the left matrix has the frame's rows")
+    need(rows == frame.spans(right.columns) <= n, "the left matrix has the frame's rows")
 
     def decode(data: bytes, parts: list[Words]) -> Words:
         start = frame.at % right.columns

@@ -68,7 +68,7 @@ ROWS: dict[str, tuple[Fitting | Callable[[Tensors], Fitting], ...]] = {
     "bits": (Bits(4.0), Bits(16.0, Quantizer(modelled=False))),
     "size": (Size(4000),),
     "snr": (Snr(20.0), Snr(120.0)),
-    "max_error": (MaxError(0.01), MaxError(0.1, relative=True), MaxError(1e-3, modelled=False)),
+    "max_error": (MaxError(0.01), MaxError(0.1, relative=True), MaxError(0.05, relative=True, block=32), MaxError(1e-3, modelled=False)),
     "prune": (Magnitude(0.5), Magnitude(0.3, whole_model=True)),
     "n_of_m": (NM(2, 4), NM(1, 4, channels=True)),
     "blocks": (Blocks(0.5, 2, 3),),

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import modelcodec
 from modelcodec.cli.main import main
 from modelcodec.errors import BadRecipe
+from modelcodec.fit.allocate import MaxError
 from modelcodec.fit.fp8 import Fp8
 from modelcodec.fit.rules import Ruled, is_usual
 from modelcodec.fit.text import parse_fit
@@ -68,6 +69,15 @@ def test_a_bound_is_held(source: Path) -> None:
     for name in LOSSY:
         most = np.abs(TENSORS[name].astype(np.float64)).reshape(len(TENSORS[name]), -1).max(axis=1)
         assert (found[name].reshape(len(most), -1).max(axis=1) <= 0.02 * most).all()
+        assert found[name].any()
+
+
+def test_a_bound_is_held_in_blocks(source: Path) -> None:
+    found = errors(compressed(source, "--max-error", "2%", "--block", "50"))
+    for name in LOSSY:
+        starts = np.arange(0, found[name].size, 50)
+        most = np.maximum.reduceat(np.abs(TENSORS[name].astype(np.float64)).reshape(-1), starts)
+        assert (np.maximum.reduceat(found[name].reshape(-1), starts) <= 0.02 * most).all()
         assert found[name].any()
 
 
@@ -135,6 +145,9 @@ def test_recipe(source: Path) -> None:
         (["--bits", "3", "--sha256"], 2),
         (["--max-error", "much"], 2),
         (["--max-error", "-1"], 2),
+        (["--max-error", "1", "--block", "32"], 2),
+        (["--max-error", "1%", "--block", "0"], 2),
+        (["--bits", "3", "--block", "32"], 2),
         (["--target-size", "small"], 2),
         (["--target-size", "1%"], 2),
         (["--drop", "1", "--eval", "missing.py"], 74),
@@ -153,6 +166,7 @@ def test_fits_as_text() -> None:
     for text in ("bits(3)", "bits(bits=3, states=32)", "snr(30)", "max_error(1e-3, relative=true)", "trellis(0.01) | trellis(0.02)", "nupes(4)", "fp8"):
         assert callable(parse_fit(text))
     assert parse_fit("fp8(2, rows=true)") == Fp8(2, rows=True)
+    assert parse_fit("max_error(0.01, true, block=32)") == MaxError(0.01, relative=True, block=32)
     for text in ("", "bits", "bits(x)", "nothing(1)", "bits(1, 2)", "bits(1, bits=2)", "bits(1) |", "bits(1", "bits(3, states=7)", "bits(3, other=7)"):
         with pytest.raises(BadRecipe):
             parse_fit(text)

@@ -22,6 +22,7 @@ from modelcodec.fitted import Fitted, FittedTensor, Weights, values_of
 from modelcodec.formats.container import full_frame_words
 from modelcodec.pool import ordered, thread_count
 from modelcodec.stage import FrameContext
+from modelcodec.stages.grid import Steps
 
 _TRIALS = 14
 _SAMPLED = 1 << 21
@@ -35,6 +36,10 @@ _MOST_EXCEPTIONS = 16
 
 _LEAST_STEP = 2.0**-110
 """Smaller steps leave no float32 for 1/256 of them."""
+_MOST_STEP = 2.0**127
+"""Larger bounds are held by this one."""
+_MOST_EXPONENT = 255
+"""Of a span's step, in eighths of an octave above the tensor's."""
 
 Tensors = Mapping[str, Weights]
 
@@ -212,40 +217,55 @@ class Snr(_Promise):
 
 @dataclass(frozen=True, slots=True)
 class MaxError(Fit):
-    """No weight, as its dtype holds it, is further off than `bound`, or than `bound` times its row's largest magnitude; what cannot be so near stays exact."""
+    """No weight, as its dtype holds it, is further off than `bound`; or, `relative`, than `bound` times the largest finite magnitude of its row, or of
+    each `block` weights that follow each other in the tensor. What cannot be so near stays exact.
+    """
 
     bound: float
     relative: bool = False
     modelled: bool = True
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.bound < math.inf:
             raise BadRecipe(f"max_error: a bound of {self.bound} is not possible; it is a positive number")
+        if self.block is not None and not (self.relative and self.block > 0):
+            raise BadRecipe(f"max_error: block = {self.block}; a block has one weight or more, and only a relative bound has blocks")
 
     def fit(self, weights: Weights, data: object = None) -> FittedTensor | None:
         """None where the tensor is smaller without loss."""
         values = weights.values().astype(np.float64)
-        bounds = self._bounds(values, weights.spec.row_words)
-        least = max(float(bounds[bounds > 0].min(initial=math.inf)), float(bounds.max(initial=0.0)) * 2.0**-31)
-        if not _LEAST_STEP < least < math.inf:
+        span = min(self.block or weights.spec.row_words, values.size or 1) if self.relative else values.size
+        bounds = self._bounds(values, span)
+        least = _least(bounds)
+        if least is None:
             return None
-        rows = None
-        if self.relative:  # a row's bound, rounded down to an eighth of an octave
-            rows = np.floor(8 * np.log2(np.maximum(bounds / least, 1.0)) + 1e-9).astype(np.uint8)
+        steps = None
+        if bounds.size > 1:  # a span's bound, rounded down to an eighth of an octave
+            exponents = np.minimum(np.floor(8 * np.log2(np.maximum(bounds / least, 1.0)) + 1e-9), _MOST_EXPONENT)
+            steps = Steps(exponents.astype(np.uint8), span)
         quantizer = Quantizer(states=1, price=0.0, passes=0, modelled=self.modelled, trained=False)
-        quantized = quantizer.quantize(weights, least * (1 - 2**-10), rows=rows)
+        quantized = quantizer.quantize(weights, least * (1 - 2**-10), steps=steps)
         given = values_of(quantized.words, weights.spec.dtype.name).astype(np.float64)
-        of_weight = bounds if rows is None else np.repeat(bounds, weights.spec.row_words)
         with np.errstate(invalid="ignore"):
-            held = np.abs(values - given) <= of_weight
+            held = np.abs(values - given) <= np.repeat(bounds, span)[: values.size]
         if np.count_nonzero(~held) * _MOST_EXCEPTIONS > values.size:
             return None
         kept = replace(quantized, words=np.where(held, quantized.words, weights.words))
         return weights.fitted(kept.words, kept.plan())
 
-    def _bounds(self, values: Floats, row_words: int) -> Floats:
-        """The bound of each row, zero where it has no finite magnitude; or the one bound of all."""
+    def _bounds(self, values: Floats, span: int) -> Floats:
+        """The bound of each span, zero where it has no finite magnitude; or the one bound of all. None larger than a step can be."""
         if not self.relative:
-            return np.full(1, self.bound)
-        finite = np.where(np.isfinite(values), np.abs(values), 0.0).reshape(-1, row_words)
-        return np.asarray(self.bound * finite.max(axis=1, initial=0.0))
+            return np.full(1, min(self.bound, _MOST_STEP))
+        finite = np.where(np.isfinite(values), np.abs(values), 0.0)
+        return np.minimum(self.bound * np.maximum.reduceat(finite, np.arange(0, values.size, span)), _MOST_STEP)
+
+
+def _least(bounds: Floats) -> float | None:
+    """The bound that has the most others between itself and the largest multiple of it that a span's step can be; None where no step is possible."""
+    ordered = np.sort(bounds[bounds > _LEAST_STEP])
+    if not ordered.size:
+        return None
+    inside = np.searchsorted(ordered, ordered * 2 ** (_MOST_EXPONENT / 8), side="right") - np.arange(ordered.size)
+    return float(ordered[inside.argmax()])

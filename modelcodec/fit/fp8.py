@@ -18,11 +18,12 @@ from modelcodec.errors import BadRecipe
 from modelcodec.fit.calibration import Calibration
 from modelcodec.fit.chain import Fit, cheapest
 from modelcodec.fit.kmeans import Floats, Kept, check_bound, importance_of, plan_of, within
+from modelcodec.fit.trellis import plan_of as grid_plan
 from modelcodec.fitted import FittedTensor, Weights, values_of
 from modelcodec.kernels.casts import rounded
 from modelcodec.kernels.trellis import MOST_INDEX
 from modelcodec.stage import Plan
-from modelcodec.stages.grid import Grid
+from modelcodec.stages.grid import Grid, Steps
 
 _EXPONENT_BITS = range(1, 6)
 _PHASES = 8
@@ -113,8 +114,8 @@ class _Grid:
         if np.abs(indices).max() > MOST_INDEX or not 0 < step < np.inf:
             return None
         octaves = np.clip(np.frexp(steps / least)[1] - 1, 0, _MOST_OCTAVES)
-        rows = (8 * octaves).astype(np.uint8) if len(steps) > 1 else None
-        return Plan(Grid(indices.astype(np.int32).reshape(-1), float(step), states=1, rows=rows))
+        of_rows = Steps((8 * octaves).astype(np.uint8), found.shape[1]) if len(steps) > 1 else None
+        return grid_plan(Grid(indices.astype(np.int32).reshape(-1), float(step), states=1, steps=of_rows))
 
     def units(self, values: Floats, importance: Floats) -> Floats:
         """For each row the unit of least error, one column."""

@@ -26,7 +26,7 @@ from modelcodec.kernels import context_coder
 from modelcodec.kernels.context_coder import Geometry
 from modelcodec.kernels.feedback_trellis import Curvature, search
 from modelcodec.kernels.trellis import CODES
-from modelcodec.stages.grid import FACTORS, NO_SHIFTS, Grid, Path, Rows, first_mean_of
+from modelcodec.stages.grid import FACTORS, NO_SHIFTS, Grid, Path, Steps, first_mean_of
 from modelcodec.types import Array
 
 DAMPING = 0.03
@@ -102,8 +102,8 @@ class _Layer:
         """The step follows from the price: `quantizer.price` squared steps of the mean cost are worth a bit."""
         spec, code = self.weights.spec, CODES[quantizer.states]
         step = math.sqrt(price_of_bit / (quantizer.price * self.cost))
-        rows = None if self.rows is None else Rows(self.rows, spec.row_words, 0)
-        least, most = (1.0, 1.0) if self.rows is None else (float(FACTORS[0]), float(FACTORS[self.rows].max()))
+        steps = None if self.rows is None else Steps(self.rows, spec.row_words)
+        least, most = (1.0, 1.0) if steps is None else (float(FACTORS[0]), steps.largest)
         unit = np.float32(min(step / 256 / least, 2.0**127))
         if not 0 < float(unit) * most < 2.0**127:
             raise BadRecipe(f"{spec.name}: obs: a step of {step} is not possible for float32 weights")
@@ -127,8 +127,8 @@ class _Layer:
                 places, scales = packed.forecast.places.reshape(x.shape), packed.forecast.scales.reshape(x.shape)
             elif left:
                 scales[:] = _scale(indices * 2.0)
-        grid = Grid(indices, float(unit), quantizer.states, used, quantizer.modelled, self.rows)
-        words = Path(code, 0, float(unit), used).restore(indices, spec.dtype.name, rows)
+        grid = Grid(indices, float(unit), quantizer.states, used, quantizer.modelled, steps)
+        words = Path(code, 0, float(unit), used).restore(indices, spec.dtype.name, steps)
         return Quantized(grid, exact_where(far.reshape(-1), self.weights, words), 0)
 
     def in_steps(self, step: float) -> Floats:

@@ -14,7 +14,7 @@ from modelcodec.kernels import context_coder
 from modelcodec.kernels.context_coder import Forecast, Geometry
 from modelcodec.kernels.trellis import CODES, MOST_INDEX, Code, search
 from modelcodec.stage import Plan
-from modelcodec.stages.grid import FACTORS, NO_SHIFTS, Grid, Path, Rows, first_mean_of
+from modelcodec.stages.grid import NO_SHIFTS, Grid, Path, Steps, first_mean_of
 from modelcodec.stages.rans import Rans
 from modelcodec.types import Array
 
@@ -35,7 +35,12 @@ class Quantized:
     n_bytes: int
 
     def plan(self) -> Plan:
-        return Plan(self.grid, {} if self.grid.modelled else {"indices": Plan(Rans())})
+        return plan_of(self.grid)
+
+
+def plan_of(grid: Grid) -> Plan:
+    """The plan of a tensor on a grid: indices, where they are a part, and exponents of steps at about their entropy."""
+    return Plan(grid, {"indices": Plan(Rans()), "exponents": Plan(Rans())})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +63,24 @@ class Quantizer:
         if not 0 <= self.price < 100 or self.passes < 0:
             raise BadRecipe(f"trellis: price = {self.price} and passes = {self.passes}; both are 0 or more, the price is below 100")
 
-    def quantize(self, weights: Weights, step: float, importance: Floats | None = None, rows: Array | None = None) -> Quantized:
-        """The cheapest places on a grid of this step. `importance`, one for each weight, weighs its squared error. What no place can stand for stays exact.
-
-        rows (u1): a row's step is 2^(exponent / 8) times `step`.
+    def quantize(self, weights: Weights, step: float, importance: Floats | None = None, steps: Steps | None = None) -> Quantized:
+        """The cheapest places on a grid of this step, or of `steps` times this one. `importance`, one for each weight, weighs its squared error. What no place
+        can stand for stays exact.
         """
         values = weights.values().astype(np.float64)
         unit = np.float32(step / 256)
-        if not 0 < unit < np.inf:
+        if not 0 < float(unit) * (1.0 if steps is None else steps.largest) < 2.0**127:
             raise BadRecipe(f"trellis: a step of {step} is not possible for float32 weights")
         with np.errstate(over="ignore"):
             x = values / (256 * float(unit))
-            if rows is not None:
-                x /= np.repeat(FACTORS[rows].astype(np.float64), weights.spec.row_words)
+            if steps is not None:
+                x /= steps.of_words(x.size)
         far = ~(np.abs(x) <= REACH)  # a NaN is far
         x[far] = 0.0
         geometry = Geometry.of(weights.spec.shape, 0, x.size)
         indices, shifts, n_bytes = self._path(x, geometry, importance)
-        grid = Grid(indices, float(unit), self.states, shifts, self.modelled, rows)
-        all_rows = None if rows is None else Rows(rows, weights.spec.row_words, 0)
-        words = Path(CODES[self.states], 0, float(unit), shifts).restore(indices, weights.spec.dtype.name, all_rows)
+        grid = Grid(indices, float(unit), self.states, shifts, self.modelled, steps)
+        words = Path(CODES[self.states], 0, float(unit), shifts).restore(indices, weights.spec.dtype.name, steps)
         return Quantized(grid, exact_where(far, weights, words), n_bytes)
 
     def _path(self, x: Floats, geometry: Geometry, importance: Floats | None) -> tuple[NDArray[np.int32], tuple[int, int, int, int], int]:

@@ -13,7 +13,7 @@ from rows import WORD, Array
 
 from modelcodec.stage import Shared, Stage
 from modelcodec.stages.codebook import Codebook
-from modelcodec.stages.grid import Grid
+from modelcodec.stages.grid import Grid, Steps
 from modelcodec.stages.lowrank import Factors, Lowrank, Right
 from modelcodec.stages.seedbasis import Basis, Coefficients, SeedBasis
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
@@ -65,29 +65,34 @@ def _integers(n: int, below: int, seed: int) -> Array:
 def _grid(spec: TensorSpec, grid: Grid) -> Tensor:
     assert grid.indices is not None
     steps = [grid.step]
-    if grid.rows is not None:
-        steps = [reference.float32(grid.step * EXP2[32 * (e % 8)] * 2.0 ** (e // 8 - 16)) for e in grid.rows.tolist()]
+    span = spec.n_words
+    if grid.steps is not None:
+        steps = [reference.float32(grid.step * EXP2[32 * (e % 8)] * 2.0 ** (e // 8 - 16)) for e in grid.steps.exponents.tolist()]
+        span = grid.steps.span
     places = reference.walk(grid.indices.tolist(), grid.states.bit_length() - 1, 0, grid.shifts)
-    values = [place * steps[i // spec.row_words % len(steps)] for i, place in enumerate(places)]
+    values = [place * steps[i // span] for i, place in enumerate(places)]
     words = np.array(list(map(reference.ROUND[spec.dtype.name], values)), WORD[spec.dtype.word])
     words[[7, 150]] = _FAR[spec.dtype.name]
     return Tensor(spec, words, grid)
 
 
 def _grid_files() -> Iterator[File]:
-    steps = (np.arange(12) * 5 % 23).astype(np.uint8)
+    steps = Steps((np.arange(12) * 5 % 23).astype(np.uint8), 20)
+    blocks = Steps((rows.numbers(90, 3, 1, 11) * np.uint8(40)).astype(np.uint8), 3)
     modelled = (
         _grid(_spec("kernels", "F32", 6, 5, 3, 3), Grid(_integers(270, 5, 1), 2.0**-14)),
         _grid(_spec("large kernels", "F16", 2, 2, 8, 8), Grid(_integers(256, 3, 2), 2.0**-12, states=4)),
-        _grid(_spec("matrix", "BF16", 12, 20), Grid(_integers(240, 9, 3), 2.0**-15, states=32, rows=steps)),
+        _grid(_spec("matrix", "BF16", 12, 20), Grid(_integers(240, 9, 3), 2.0**-15, states=32, steps=steps)),
         _grid(_spec("vector", "F32", 200), Grid(_integers(200, 900, 4), 2.0**-20, states=256, shifts=(5, -3, 9, 0))),
         _grid(_spec("one state", "BF16", 10, 20), Grid(_integers(200, 2, 5), 2.0**-9, states=1)),
+        _grid(_spec("blocks", "F32", 6, 5, 3, 3), Grid(_integers(270, 3, 10), 2.0**-18, states=1, steps=blocks)),
     )
     yield File("grid-modelled", "the stage grid with context-coded indices, in frames that begin inside rows and kernels, with exceptions", modelled)
     parts = (
         _grid(_spec("bytes", "F16", 6, 5, 3, 3), Grid(_integers(270, 5, 6), 2.0**-13, states=16, modelled=False)),
         _grid(_spec("two bytes", "F32", 200), Grid(_integers(200, 900, 7), 2.0**-20, states=64, shifts=(-8, 0, 127, -128), modelled=False)),
-        _grid(_spec("rows", "BF16", 12, 20), Grid(_integers(240, 9, 8), 2.0**-15, states=128, rows=steps, modelled=False)),
+        _grid(_spec("rows", "BF16", 12, 20), Grid(_integers(240, 9, 8), 2.0**-15, states=128, steps=steps, modelled=False)),
+        _grid(_spec("blocks", "F16", 6, 5, 3, 3), Grid(_integers(270, 9, 12), 2.0**-30, states=1, steps=blocks, modelled=False)),
         _grid(_spec("past the largest", "F16", 200), Grid(_integers(200, 15, 9), 8.0, states=1, modelled=False)),
     )
     yield File("grid-parts", "the stage grid with indices that are a part, of one byte and of two", parts)

@@ -382,6 +382,9 @@ def _bad_grids() -> Iterator[Bad]:
     def grid(header: bytes, payload: bytes = bytes(16), *parts: bytes, dtype: int = _F32) -> bytes:
         return _one(forge.node(GRID, header, *parts), payload, n=16, dtype=dtype, decoded=bytes(64))
 
+    def spans(span: int, n_steps: int, exponents: bytes, step: float = 1.0) -> bytes:
+        return grid(head(0x80, step=step, rest=b"\0" + varint(span) + varint(n_steps)), bytes(16) + exponents, _RAW, _RAW)
+
     places = struct.pack("<4I", 3, 3, 7, 7)
     yield Bad("bad-grid-states", grid(head(1), bytes(16), _RAW), corrupt, "a trellis of two states")
     yield Bad("bad-grid-first-state", grid(head(2, 4), bytes(16), _RAW), corrupt, "a first state that there is not")
@@ -394,10 +397,14 @@ def _bad_grids() -> Iterator[Bad]:
     yield Bad("bad-grid-exceptions", grid(head(rest=varint(17)), bytes(16 + 17 * 8), _RAW), corrupt, "more exceptions than words")
     yield Bad("bad-grid-place", grid(head(rest=varint(1)), struct.pack("<2I", 16, 0) + bytes(16), _RAW), corrupt, "an exception past the last word")
     yield Bad("bad-grid-places", grid(head(rest=varint(2)), places + bytes(16), _RAW), corrupt, "two exceptions in one place")
-    yield Bad("bad-grid-rows", grid(head(0x80, rest=b"\0\2"), b"\x80\x80" + bytes(16), _RAW), corrupt, "steps for two rows where there is one")
     yield Bad("bad-grid-dtype", grid(head(), bytes(16), _RAW, dtype=_U32), corrupt, "a grid of integers")
-    yield Bad("bad-grid-no-rows", grid(head(0x80, rest=b"\0\0"), bytes(16), _RAW), corrupt, "steps of rows, of which there are none")
-    yield Bad("bad-grid-row-step", grid(head(0x80, step=3e38, rest=b"\0\1"), b"\xff" + bytes(16), _RAW), corrupt, "a row's step that is infinite")
+    yield Bad("bad-grid-steps", spans(16, 2, bytes(2)), corrupt, "steps for two spans where there is one")
+    yield Bad("bad-grid-steps-few", spans(5, 3, bytes(3)), corrupt, "steps for three spans where there are four")
+    yield Bad("bad-grid-steps-many", spans(1, 17, bytes(17)), corrupt, "more steps than words")
+    yield Bad("bad-grid-no-steps", spans(16, 0, b""), corrupt, "steps of spans, of which there are none")
+    yield Bad("bad-grid-span", spans(0, 1, bytes(1)), corrupt, "spans without words")
+    yield Bad("bad-grid-span-large", spans((1 << 63) - 1, 2, bytes(2)), corrupt, "two spans of 2^63 - 1 words")
+    yield Bad("bad-grid-span-step", spans(8, 2, b"\0\xff", 3e38), corrupt, "a span's step that is infinite")
     inside = forge.node(SPARSE, varint(1), _RAW, forge.node(GRID, head(), _RAW))
     payload = b"\1\0\1" + forge.check_of(b"\1\0\1")
     yield Bad("bad-grid-inside", _one(inside, payload, n=16, dtype=_F32, decoded=bytes(64)), corrupt, "a grid of some of a frame's words")

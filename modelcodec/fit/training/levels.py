@@ -18,11 +18,10 @@ from modelcodec.fit.calibration import Calibration
 from modelcodec.fit.chain import Fit, cheapest
 from modelcodec.fit.training.method import Training
 from modelcodec.fit.training.weights import Weight, usual_weights
+from modelcodec.fit.trellis import plan_of
 from modelcodec.fitted import FittedTensor, Weights
 from modelcodec.kernels.trellis import MOST_INDEX
-from modelcodec.stage import Plan
-from modelcodec.stages.grid import FACTORS, Grid
-from modelcodec.stages.rans import Rans
+from modelcodec.stages.grid import FACTORS, Grid, Steps
 from modelcodec.types import Array
 
 STEPS = FACTORS * np.float32(2.0**-24)
@@ -150,10 +149,10 @@ class Levels(Fit):
         if np.count_nonzero(near) * _MOST_EXCEPTIONS < numbers.size * (_MOST_EXCEPTIONS - 1):
             return None
         indices = np.where(np.abs(numbers) < MOST_INDEX, numbers, 0).astype(np.int32)
-        unit, rows = float(STEPS[exponents[0] if one else 0]) / 512, None if one else exponents
+        unit, of_rows = float(STEPS[exponents[0] if one else 0]) / 512, None if one else Steps(exponents, columns)
         plans = [
-            Plan(Grid(indices, unit, 1, modelled=False, rows=rows), {"indices": Plan(Rans())}),
+            plan_of(Grid(indices, unit, 1, modelled=False, steps=of_rows)),
             planner.plan(weights.spec, weights.words, planner.SMALL),
-            Plan(Grid(indices, unit, 1, modelled=True, rows=rows)),
+            plan_of(Grid(indices, unit, 1, modelled=True, steps=of_rows)),
         ]
         return weights.fitted(weights.words, cheapest(weights.spec, weights.words, plans))
