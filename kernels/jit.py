@@ -127,8 +127,11 @@ class _Cache(FunctionCache):
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile on first use: no Python objects, no GIL, strict arithmetic, kept on disk. numba's settings for other code stay as they are."""
-    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+    """Compile on first use: no Python objects, no GIL, strict arithmetic, kept on disk. numba's settings for other code stay as they are.
+
+    Nothing is allocated, so no references to arrays are counted either (`_nrt`): each part of a kernel that takes an array would count one at every call.
+    """
+    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False)(function)
     home = folder()
     if home is not None:
         before = config.CACHE_DIR, getattr(config, "CACHE_LOCATOR_CLASSES", "")
@@ -143,7 +146,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-inlined = njit(forceinline=True, nogil=True, error_model="numpy")
+inlined = njit(forceinline=True, nogil=True, error_model="numpy", _nrt=False)
 """For small parts of kernels: compiled by themselves, then put in the place of each call. Each level of these optimises all below it again: nest one or two."""
 
 

@@ -96,6 +96,12 @@ def trailing_zeros(builder: Any, x: Any) -> Any:
     return builder.cttz(x, ir.Constant(ir.IntType(1), 1))
 
 
+@emit(int64(int64))
+def leading_zeros(builder: Any, x: Any) -> Any:
+    """Number of zero bits of 64 above the highest one; x is above zero."""
+    return builder.ctlz(x, ir.Constant(ir.IntType(1), 1))
+
+
 @emit(types.void(ADDRESS, ADDRESS, int64))
 def copy(builder: Any, to: Any, source: Any, n_bytes: Any) -> None:
     """Copy bytes between places that do not overlap."""

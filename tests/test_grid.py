@@ -18,8 +18,9 @@ from modelcodec.fit.allocate import Bits, MaxError, Size, Snr, coded_bytes
 from modelcodec.fit.trellis import Quantizer, Trellis, plan_of
 from modelcodec.fitted import Weights, values_of
 from modelcodec.kernels import context_coder
+from modelcodec.kernels import logistic as logarithms
 from modelcodec.kernels.context_coder import Geometry
-from modelcodec.kernels.logistic import EXP2, LOG2, LOGISTIC
+from modelcodec.kernels.logistic import EXP2, LOG2, LOGISTIC, LOGITS, MODERATE
 from modelcodec.kernels.trellis import CODES, MOST_INDEX
 from modelcodec.stage import FrameContext, Plan
 from modelcodec.stages import STAGES
@@ -177,7 +178,10 @@ def test_arithmetic_is_fixed() -> None:
     assert hashlib.sha256(packed.tobytes()).hexdigest()[:16] == "e60117dc0c31889a"
 
 
-_PLACES = [((6, 5, 3, 3), 0, 270), ((6, 5, 3, 3), 31, 200), ((40, 30), 7, 900), ((2000,), 5, 300), ((3, 2, 4, 4, 4), 0, 384)]
+_PLACES = [
+    *[((6, 5, 3, 3), 0, 270), ((6, 5, 3, 3), 31, 200), ((40, 30), 7, 900), ((2000,), 5, 300)],
+    *[((3, 2, 4, 4, 4), 0, 384), ((3, 5, 2, 2, 2), 4, 110), ((2, 3, 8, 8), 10, 350)],
+]
 
 
 @pytest.mark.parametrize(("shape", "at", "n"), _PLACES)
@@ -188,6 +192,22 @@ def test_the_document_is_enough(shape: tuple[int, ...], at: int, n: int) -> None
     packed = context_coder.pack(indices, Geometry.of(shape, at, n), mean, CODES[32], 9).data
     assert packed is not None
     assert grid_reference.decode(packed.tobytes(), n, shape, at, number, 9, 0o45, 0o10) == indices.tolist()
+
+
+def test_shortcuts_are_what_the_document_says() -> None:
+    """Functions of the kernels that come to the same by another way than the reference decoder's."""
+    powers = [2**e + d for e in range(62) for d in (-1, 0, 1) if 2**e + d > 0]
+    assert [logarithms.log2(x) for x in powers] == [grid_reference.log2(x) for x in powers]
+    logits = [*range(-20600, 20600, 7), -20480, -20481, 20479, 20480, -(2**58), 2**58]
+    assert [logarithms.logistic(t) for t in logits] == [grid_reference.logistic(t) for t in logits]
+    moderate = range(-MODERATE, MODERATE + 1)
+    assert [logarithms.squash(m) for m in moderate] == [grid_reference.logistic(4 * m) >> 14 for m in moderate]
+    bounded = [min(max(p, 24), 65512) for p in range(65537)]
+    assert LOGITS.tolist() == [grid_reference.log2(p) - grid_reference.log2(65536 - p) for p in bounded]
+    whole = 2**30
+    for part in {0, 1, whole // 2, whole // 2 + 1, *(k * whole // 8 + d for k in range(1, 9) for d in range(-3, 4) if k * whole // 8 + d <= whole)}:
+        shares = {context_coder._share_of_one(part), context_coder._share(part, whole), context_coder._early_share(part, whole)}
+        assert shares == {((part + 1) << 16) // (whole + 2)}
 
 
 @settings(max_examples=40, deadline=None)
