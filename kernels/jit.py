@@ -25,6 +25,7 @@ from numba import njit
 from numba.core import config
 from numba.core.caching import FunctionCache
 from numba.core.compiler import Flags, compile_internal
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 from modelcodec.kernels import arms
@@ -110,14 +111,20 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), _made_of(self._py_func)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            found = super().load_overload(sig, target_context)
-        except Exception:  # whatever unpickling a damaged file raises
-            found = None
+        found = self._kept(sig, target_context)
         if found is None:
             for tell in BEFORE_COMPILING:
                 tell()
         return found
+
+    def _kept(self, sig: Any, target_context: Any) -> Any:
+        try:
+            # numba's own method first loads what only compiling needs, most of numba and scipy, which takes longer than all the rest here.
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)
+        except Exception:  # whatever unpickling a damaged file raises
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -139,6 +146,7 @@ def kernel(function: Callable[..., Any]) -> Any:
             pass
         finally:
             config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+    dispatcher._compilation_chain_init_hook = lambda: None  # a search of all installed packages for numba's extensions, whose types no kernel takes
     dispatcher.is_kernel = True
     return dispatcher
 
