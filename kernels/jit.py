@@ -24,11 +24,12 @@ import numba
 from numba import njit
 from numba.core import config
 from numba.core.caching import FunctionCache
-from numba.core.compiler import Flags, compile_internal
+from numba.core.compiler import Flags, compile_extra
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 from modelcodec.kernels import arms
+from modelcodec.kernels.compiler import KernelCompiler
 
 _FOLDERS_KEPT = 3
 
@@ -135,7 +136,7 @@ class _Cache(FunctionCache):
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first use: no Python objects, no GIL, strict arithmetic, kept on disk. numba's settings for other code stay as they are."""
-    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy", pipeline_class=KernelCompiler)(function)
     home = folder()
     if home is not None:
         before = config.CACHE_DIR, getattr(config, "CACHE_LOCATOR_CLASSES", "")
@@ -151,7 +152,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-inlined = njit(forceinline=True, nogil=True, error_model="numpy")
+inlined = njit(forceinline=True, nogil=True, error_model="numpy", pipeline_class=KernelCompiler)
 """For small parts of kernels: compiled by themselves, then put in the place of each call. Each level of these optimises all below it again: nest one or two."""
 
 
@@ -166,7 +167,8 @@ def piece(signature: Any) -> Callable[[Callable[..., Any]], Any]:
                 flags = Flags()
                 flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
                 flags.error_model = "numpy"
-                made[function] = compile_internal(context.typing_context, context, library, function, sig.args, sig.return_type, flags, {}).fndesc
+                types, result = context.typing_context, sig.return_type
+                made[function] = compile_extra(types, context, function, sig.args, result, flags, {}, library, KernelCompiler).fndesc
             return context.call_internal(builder, made[function], sig, values)
 
         def definition(context: Any, *arguments: Any) -> Any:
