@@ -98,6 +98,9 @@ def folder() -> Path | None:
 BEFORE_COMPILING: list[Callable[[], None]] = []
 """Called before a kernel is compiled because the cache does not have it: a program can tell its user why it takes its time."""
 
+ELSEWHERE: list[Callable[[str], bool]] = []
+"""Asked then, with "module.function", whether another process has compiled it meanwhile, so that the cache is worth another look. See `ahead`."""
+
 
 def _made_of(function: Any) -> tuple[str, ...]:
     """A kernel's code and what it closes over, the same in each process: numba's own key pickles closures, and a kernel's pickle has a number drawn anew."""
@@ -116,6 +119,9 @@ class _Cache(FunctionCache):
         if found is None:
             for tell in BEFORE_COMPILING:
                 tell()
+            name = f"{self._py_func.__module__.rpartition('.')[2]}.{self._py_func.__qualname__}"
+            if any(compiled(name) for compiled in ELSEWHERE):
+                found = self._kept(sig, target_context)
         return found
 
     def _kept(self, sig: Any, target_context: Any) -> Any:
@@ -132,6 +138,15 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
         except Exception:  # disk full, folder removed by a newer version, damaged index
             return
+
+    def has_code(self) -> bool:
+        """Whether there is any, for whatever types of parameters."""
+        return os.path.exists(os.path.join(self.cache_path, f"{self._impl.filename_base}.nbi"))
+
+
+def is_kept(kernel: Any) -> bool:
+    """Whether the cache has a kernel's code, as far as its file's name tells."""
+    return isinstance(kernel._cache, _Cache) and kernel._cache.has_code()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
