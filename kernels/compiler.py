@@ -39,7 +39,7 @@ class _Types:
         return getattr(self._context, name)
 
     def resolve_function_type(self, function: Any, arguments: Any, keywords: Any) -> Any:
-        if keywords or not isinstance(function, types.Function) or not all(isinstance(kind, types.Number) for kind in arguments):
+        if keywords or not isinstance(function, types.Function) or not all(isinstance(kind, types.Number | types.Boolean) for kind in arguments):
             return self._context.resolve_function_type(function, arguments, keywords)
         key = function, tuple(arguments)
         if key not in _signatures:
