@@ -55,10 +55,10 @@ def parameters(name: str) -> tuple[Any, ...]:
     """Types that a kernel is called with."""
     from numba.core import sigutils, types
 
-    if name not in _PARAMETERS:
-        return (types.int64,) * _kernel(name).py_func.__code__.co_argcount
-    kinds: tuple[Any, ...] = sigutils.normalize_signature(f"({_PARAMETERS[name]})")[0]
-    return kinds
+    if name in _PARAMETERS:
+        return tuple(sigutils.normalize_signature(f"({_PARAMETERS[name]})")[0])
+    n: int = _kernel(name).py_func.__code__.co_argcount
+    return (types.int64,) * n
 
 
 def compiled_ahead(names: Iterable[str], processors: int) -> AbstractContextManager[object]:
@@ -154,6 +154,7 @@ def serve() -> None:
     """Compile the kernels whose names come on standard input; a line to standard output says that one is done, the first that there may be one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the process that asks, and that one ends this one
     gc.disable()  # it would search the compiler's many objects again and again, and this process does not live long
+    sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]  # numba would import it for its linear algebra, of which kernels have none
     import modelcodec.kernels.jit  # noqa: F401
 
     answers, sys.stdout = sys.stdout, sys.stderr
