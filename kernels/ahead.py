@@ -142,7 +142,8 @@ class _Ahead:
             if other is None:
                 begun.wait(_PATIENCE)
                 return True
-            _kernel(other).compile(parameters(other))
+            with suppress(Exception):  # whoever needs it compiles it again, and sees what is wrong
+                _kernel(other).compile(parameters(other))
 
 
 def _say(to: IO[str], line: str) -> None:
@@ -160,7 +161,7 @@ def serve() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     _say(answers, "ready")
     for line in sys.stdin:
-        with suppress(Exception):  # whoever needs the kernel compiles it again, and sees what is wrong
+        with suppress(Exception):  # as in `_elsewhere`
             name = line.strip()
             _kernel(name).compile(parameters(name))
         _say(answers, "done")
