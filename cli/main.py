@@ -7,8 +7,6 @@ Exit codes: 0 done, 1 a defect of mcodec itself (please report it), 2 wrong usag
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import click
 
+from modelcodec.cli import collecting
 from modelcodec.cli.messages import complain
 from modelcodec.errors import EXIT_OS_ERROR
 from modelcodec.version import VERSION
@@ -102,16 +101,10 @@ def cli() -> None:
     """
 
 
-def _collect_rarely() -> None:
-    """Spare the process most searches for garbage: imports make objects without end and no garbage, and searching them takes a quarter of a short run."""
-    gc.set_threshold(100_000, 50, 100)
-    atexit.register(gc.freeze)
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. `args` without the program's name; the process's own, which is then set up for them, where None."""
     if args is None:
-        _collect_rarely()
+        collecting.rarely()
     try:
         code = cli.main(args, prog_name="mcodec", standalone_mode=False)
     except click.UsageError as error:
