@@ -16,6 +16,7 @@ SUITES = {
     "accuracy": "benchmarks.accuracy",
     "train": "benchmarks.train",
     "load": "benchmarks.load",
+    "start": "benchmarks.start",
     "memory": "benchmarks.memory",
     "gpu": "benchmarks.gpu",
     "hub": "benchmarks.hub",

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from modelcodec.cli import options
-from modelcodec.cli.jobs import plan_jobs, transfer
+from modelcodec.cli.jobs import encoders, plan_jobs, transfer
 from modelcodec.cli.lossy import Loss, fit_of, lossy_options
 from modelcodec.cli.options import Place, Voice
 from modelcodec.cli.progress import Callback
@@ -94,4 +94,4 @@ def compress(
 
         return api.compressed_name(path)
 
-    return transfer(plan_jobs(inputs, place, voice, renamed), act, place, voice, told)
+    return transfer(plan_jobs(inputs, place, voice, renamed), act, place, voice, told, lambda: encoders(level, threads))

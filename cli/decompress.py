@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelcodec.cli import options
-from modelcodec.cli.jobs import plan_jobs, transfer
+from modelcodec.cli.jobs import decoders, plan_jobs, transfer
 from modelcodec.cli.messages import size
 from modelcodec.cli.options import Place, Voice
 from modelcodec.cli.progress import Callback
@@ -48,4 +48,4 @@ def restore(inputs: tuple[str, ...], place: Place, base: str | None, threads: in
 
         return api.restored_name(path)
 
-    return transfer(plan_jobs(inputs, place, voice, renamed), act, place, voice, told)
+    return transfer(plan_jobs(inputs, place, voice, renamed), act, place, voice, told, lambda: decoders(threads))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,9 +105,17 @@ def _state(path: str) -> tuple[int, int, int]:
 
 
 def transfer(
-    jobs: Sequence[Job], act: Callable[[Endpoint, Endpoint | None, Callback | None], Report], place: Place, voice: Voice, told: Callable[[Report], str]
+    jobs: Sequence[Job],
+    act: Callable[[Endpoint, Endpoint | None, Callback | None], Report],
+    place: Place,
+    voice: Voice,
+    told: Callable[[Report], str],
+    prepare: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> int:
-    """Turn each source into its destination with `act`, say what `told` makes of its report, and remove the source where that was asked for."""
+    """Turn each source into its destination with `act`, say what `told` makes of its report, and remove the source where that was asked for.
+
+    `prepare`: see `each`.
+    """
     job_of = {job.source: job for job in jobs}
 
     def work(source: str) -> None:
@@ -130,28 +138,41 @@ def transfer(
             wrote = "" if to_stdout else f"; wrote {job.destination or report.destination}"
             tell(f"{title(source)}: {told(report)}", report, seconds, voice, wrote)
 
-    return each([job.source for job in jobs], work, voice)
+    return each([job.source for job in jobs], work, voice, prepare=prepare)
 
 
-def each(sources: Sequence[str], work: Callable[[str], None], voice: Voice, *, kernels: bool = True) -> int:
-    """Do the work for each source, going on after a failure. Returns the exit code: the first failure's, or 0. `kernels`: whether the work runs any."""
-    code, silent = 0, voice.quiet or not kernels
-    for source in sources:
-        try:
-            if source != STANDARD and not os.path.lexists(source):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
-            if not silent:
-                announce_compilation()
-                silent = True
-            work(source)
-        except BrokenPipeError:
-            raise
-        except (ModelCodecError, OSError) as error:
-            failed = error.exit_code if isinstance(error, ModelCodecError) else EXIT_OS_ERROR
-            complain(title(source), error)
-            if voice.json:
-                print_json({"source": source, "error": describe(error), "kind": type(error).__name__, "exit_code": failed})
-            code = code or failed
+def each(
+    sources: Sequence[str],
+    work: Callable[[str], None],
+    voice: Voice,
+    *,
+    kernels: bool = True,
+    prepare: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> int:
+    """Do the work for each source, going on after a failure. Returns the exit code: the first failure's, or 0.
+
+    `kernels`: whether the work runs any. `prepare`: a context for all of the work, entered when there is a first source.
+    """
+    code, begun, silent = 0, False, voice.quiet or not kernels
+    with ExitStack() as contexts:
+        for source in sources:
+            try:
+                if source != STANDARD and not os.path.lexists(source):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+                if not begun:
+                    begun = True
+                    if not silent:
+                        announce_compilation()
+                    contexts.enter_context(prepare())
+                work(source)
+            except BrokenPipeError:
+                raise
+            except (ModelCodecError, OSError) as error:
+                failed = error.exit_code if isinstance(error, ModelCodecError) else EXIT_OS_ERROR
+                complain(title(source), error)
+                if voice.json:
+                    print_json({"source": source, "error": describe(error), "kind": type(error).__name__, "exit_code": failed})
+                code = code or failed
     return code
 
 
@@ -178,6 +199,22 @@ def announce_compilation() -> None:
         say("mcodec: compiling kernels; no place was found to keep them ...")
     elif not jit.BEFORE_COMPILING:
         jit.BEFORE_COMPILING.append(tell)
+
+
+def encoders(level: int | None, threads: int) -> AbstractContextManager[object]:
+    """For `prepare`: what compressing at a level takes long to compile is compiled by several processes."""
+    from modelcodec.kernels.ahead import compiled_ahead, to_encode
+    from modelcodec.pool import thread_count
+
+    return compiled_ahead(to_encode(level), thread_count(threads or None))
+
+
+def decoders(threads: int) -> AbstractContextManager[object]:
+    """The same for restoring."""
+    from modelcodec.kernels.ahead import TO_DECODE, compiled_ahead
+    from modelcodec.pool import thread_count
+
+    return compiled_ahead(TO_DECODE, thread_count(threads or None))
 
 
 def title(source: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from modelcodec.cli import collecting
 from modelcodec.cli.messages import complain
 from modelcodec.errors import EXIT_OS_ERROR
 from modelcodec.version import VERSION
@@ -101,7 +102,9 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. `args` without the program's name; the process's own where None."""
+    """Run the command line and return its exit code. `args` without the program's name; the process's own, which is then set up for them, where None."""
+    if args is None:
+        collecting.rarely()
     try:
         code = cli.main(args, prog_name="mcodec", standalone_mode=False)
     except click.UsageError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from modelcodec.cli import collecting
 from modelcodec.errors import BadRecipe, ModelCodecError
 
 
@@ -25,6 +26,7 @@ def names_of(path: Path) -> Mapping[str, Any]:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    collecting.as_usual()
     with blamed_on(path):
         spec.loader.exec_module(module)
     return vars(module)

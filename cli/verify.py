@@ -7,7 +7,7 @@ import time
 import click
 
 from modelcodec.cli import options
-from modelcodec.cli.jobs import each, label, tell
+from modelcodec.cli.jobs import decoders, each, label, tell
 from modelcodec.cli.messages import size
 from modelcodec.cli.options import Voice
 from modelcodec.cli.progress import bar
@@ -34,4 +34,4 @@ def verify(files: tuple[str, ...], base: str | None, threads: int, voice: Voice)
         elif not voice.quiet:
             tell(f"{path}: {size(report.n_bytes)}, every digest matches", report, seconds, voice)
 
-    return each(files, work, voice)
+    return each(files, work, voice, prepare=lambda: decoders(threads))

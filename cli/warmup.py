@@ -7,7 +7,11 @@ import time
 import click
 
 from modelcodec.cli import options
+from modelcodec.cli.jobs import encoders
 from modelcodec.cli.messages import say
+
+SMALLEST = 9
+"""The level that needs the kernels of all others too."""
 
 
 @click.command(short_help="Compile every kernel ahead.")
@@ -17,6 +21,7 @@ def warmup(quiet: bool) -> None:
     from modelcodec.warmup import warmup as compile_all
 
     begin = time.perf_counter()
-    compile_all()
+    with encoders(SMALLEST, threads=0):
+        compile_all()
     if not quiet:
         say(f"mcodec: kernels are compiled, {time.perf_counter() - begin:.1f} s")

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.types import int64, uint64
 
-from modelcodec.kernels.jit import inlined, kernel, piece
+from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, fill, load_u8, load_u16, load_u32, load_u64, scratch, store_u16, store_u32, store_u64
 
 Array = np.ndarray[Any, Any]
@@ -241,7 +241,7 @@ def _fit(counts, n, frequencies, bits, total, log2):
             break
 
 
-@inlined
+@piece(int64(int64[::1], int64[::1], int64, int64, int64))
 def _table_cost(symbols, frequencies, n, escape, width):
     """Bits of the table on the wire."""
     cost = 16 * width + 4 + max(bit_length(escape) - 1, 0)

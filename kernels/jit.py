@@ -24,10 +24,12 @@ import numba
 from numba import njit
 from numba.core import config
 from numba.core.caching import FunctionCache
-from numba.core.compiler import Flags, compile_internal
+from numba.core.compiler import Flags, compile_extra
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 from modelcodec.kernels import arms
+from modelcodec.kernels.compiler import KernelCompiler
 
 _FOLDERS_KEPT = 3
 
@@ -96,6 +98,9 @@ def folder() -> Path | None:
 BEFORE_COMPILING: list[Callable[[], None]] = []
 """Called before a kernel is compiled because the cache does not have it: a program can tell its user why it takes its time."""
 
+ELSEWHERE: list[Callable[[str], bool]] = []
+"""Asked then, with "module.function", whether another process has compiled it meanwhile, so that the cache is worth another look. See `ahead`."""
+
 
 def _made_of(function: Any) -> tuple[str, ...]:
     """A kernel's code and what it closes over, the same in each process: numba's own key pickles closures, and a kernel's pickle has a number drawn anew."""
@@ -110,14 +115,23 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), _made_of(self._py_func)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            found = super().load_overload(sig, target_context)
-        except Exception:  # whatever unpickling a damaged file raises
-            found = None
+        found = self._kept(sig, target_context)
         if found is None:
             for tell in BEFORE_COMPILING:
                 tell()
+            name = f"{self._py_func.__module__.rpartition('.')[2]}.{self._py_func.__qualname__}"
+            if any(compiled(name) for compiled in ELSEWHERE):
+                found = self._kept(sig, target_context)
         return found
+
+    def _kept(self, sig: Any, target_context: Any) -> Any:
+        try:
+            # numba's own method first loads what only compiling needs, most of numba and scipy, which takes longer than all the rest here.
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)
+        except Exception:  # whatever unpickling a damaged file raises
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -125,13 +139,22 @@ class _Cache(FunctionCache):
         except Exception:  # disk full, folder removed by a newer version, damaged index
             return
 
+    def has_code(self) -> bool:
+        """Whether there is any, for whatever types of parameters."""
+        return os.path.exists(os.path.join(self.cache_path, f"{self._impl.filename_base}.nbi"))
+
+
+def is_kept(kernel: Any) -> bool:
+    """Whether the cache has a kernel's code, as far as its file's name tells."""
+    return isinstance(kernel._cache, _Cache) and kernel._cache.has_code()
+
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first use: no Python objects, no GIL, strict arithmetic, kept on disk. numba's settings for other code stay as they are.
 
     Nothing is allocated, so no references to arrays are counted either (`_nrt`): each part of a kernel that takes an array would count one at every call.
     """
-    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False)(function)
+    dispatcher = njit(nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False, pipeline_class=KernelCompiler)(function)
     home = folder()
     if home is not None:
         before = config.CACHE_DIR, getattr(config, "CACHE_LOCATOR_CLASSES", "")
@@ -142,11 +165,12 @@ def kernel(function: Callable[..., Any]) -> Any:
             pass
         finally:
             config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
+    dispatcher._compilation_chain_init_hook = lambda: None  # a search of all installed packages for numba's extensions, whose types no kernel takes
     dispatcher.is_kernel = True
     return dispatcher
 
 
-inlined = njit(forceinline=True, nogil=True, error_model="numpy", _nrt=False)
+inlined = njit(forceinline=True, nogil=True, error_model="numpy", _nrt=False, pipeline_class=KernelCompiler)
 """For small parts of kernels: compiled by themselves, then put in the place of each call. Each level of these optimises all below it again: nest one or two."""
 
 
@@ -161,7 +185,8 @@ def piece(signature: Any) -> Callable[[Callable[..., Any]], Any]:
                 flags = Flags()
                 flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
                 flags.error_model = "numpy"
-                made[function] = compile_internal(context.typing_context, context, library, function, sig.args, sig.return_type, flags, {}).fndesc
+                types, result = context.typing_context, sig.return_type
+                made[function] = compile_extra(types, context, function, sig.args, result, flags, {}, library, KernelCompiler).fndesc
             return context.call_internal(builder, made[function], sig, values)
 
         def definition(context: Any, *arguments: Any) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import uint16, uint32, uint64
+from numba import int64, uint8, uint16, uint32, uint64
 
-from modelcodec.kernels.jit import inlined, kernel
+from modelcodec.kernels.jit import inlined, kernel, piece
 
 BLOCK = 64
 """Numbers in a block of a bit plane."""
@@ -30,7 +30,7 @@ def _plane(width: int) -> tuple[Any, Any]:
     """Packing and unpacking of a plane of `width` bits; a constant width lets the compiler make vector code of the inner loops."""
     per_byte, mask, full = 8 // width, (1 << width) - 1, 8 * width
 
-    @inlined
+    @piece(int64(uint16[::1], int64, uint8[::1], int64))
     def pack(numbers, shift, out, at):
         """Write bits shift .. shift + width - 1 of each number; returns the place after the plane."""
         n = numbers.size

@@ -35,7 +35,7 @@ from modelcodec.kernels.frequencies import (
     require,
     write_table,
 )
-from modelcodec.kernels.jit import inlined, kernel, piece
+from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import (
     address_of,
     copy,
@@ -336,7 +336,7 @@ def unpack_two(first, second):
     return status_1, status_2
 
 
-@inlined
+@piece(Frame(int64[::1]))
 def _frame_of(row):
     return (
         row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import int64, uint64
 
 from modelcodec.kernels.frequencies import LOG2
-from modelcodec.kernels.jit import inlined, kernel
+from modelcodec.kernels.jit import kernel, piece
 
 ZEROS, LOW = 0, 1
 FOUND = 2
@@ -25,7 +25,7 @@ def survey(x, step, low_bits, counts, found):
     found[ZEROS], found[LOW] = zeros, every
 
 
-@inlined
+@piece(int64(int64))
 def _log2(v):
     """log2 of v >= 1 in 2^-16 bit, rounded down."""
     shift = 0

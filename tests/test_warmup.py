@@ -8,9 +8,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
+from importlib import import_module
+from modelcodec.kernels.ahead import parameters, to_encode
 from modelcodec.warmup import uncompiled, warmup
 warmup()
 print(*uncompiled(), sep="\\n", end="")
+for name in to_encode(9):
+    module, function = name.split(".")
+    for kinds in getattr(import_module(f"modelcodec.kernels.{module}"), function).signatures:
+        if kinds != parameters(name):
+            print(f"{name} is called with {kinds}, and compiled ahead for {parameters(name)}")
 """
 
 
