@@ -17,6 +17,7 @@ SUITES = {
     "train": "benchmarks.train",
     "load": "benchmarks.load",
     "memory": "benchmarks.memory",
+    "tokens": "benchmarks.tokens",
     "gpu": "benchmarks.gpu",
     "hub": "benchmarks.hub",
 }

@@ -193,13 +193,23 @@ def scale(x, n_vectors, n_columns, n_padded, out, factors):
     return True
 
 
-def _scaled_weights(bytes_: Vector, codes: Vector, j: int) -> Vector:
-    """Weights times 2^-base: the code is the whole exponent, so that nothing has to be looked up or added."""
-    builder, up = bytes_.builder, 23 - 4 * j
-    byte = bytes_ << 24 - 8 * (j % 4)
-    spread = Vector(builder, builder.ashr(byte.value, ir.Constant(byte.value.type, [8] * LANES)))
-    exponent = (codes << up if up >= 0 else codes >> -up) & 0x07800000
-    return Vector(builder, builder.bitcast((spread & 0x807F0000 | exponent).value, _FLOATS))
+def _joined(bytes_a: Vector, bytes_b: Vector) -> tuple[Vector, Vector]:
+    """Bytes 0 and 1 of both, and bytes 2 and 3: as the codes lie, those of columns j and j + 4 parts in the same places of the halves of a lane."""
+    return bytes_a & 0xFFFF | bytes_b << 16, bytes_a >> 16 | bytes_b & 0xFFFF0000
+
+
+def _scaled_weights(joined: tuple[Vector, Vector], codes: Vector, j: int) -> tuple[Vector, Vector]:
+    """Weights (f4) of columns j and j + 4 parts, times 2^-base: the code is the whole exponent, so that nothing has to be looked up or added.
+
+    As bf16 first, two in a lane.
+    """
+    builder, up = codes.builder, 7 - 4 * j
+    byte = joined[j // 2].of(16) << (0 if j % 2 else 8)
+    spread = Vector(builder, builder.ashr(byte.value, ir.Constant(byte.value.type, [8] * byte.lanes)))
+    exponent = codes.of(16) << up if up >= 0 else codes.of(16) >> -up
+    words = (spread & 0x807F | exponent & 0x0780).of(32)
+    low, high = (Vector(builder, builder.bitcast(part.value, _FLOATS)) for part in (words << 16, words & 0xFFFF0000))
+    return low, high
 
 
 def _total(vector: Vector) -> Any:
@@ -231,14 +241,17 @@ def _dots(rows: int, vectors: int) -> Any:
             loaded = [load(builder, place, 32, LANES) for place, _ in parts]
             for place, ahead in parts:
                 prefetch(builder, offset(builder, place, ahead))
+            codes_of, joined = loaded[:rows], [_joined(*pair) for pair in zip(loaded[rows : 2 * rows], loaded[2 * rows :], strict=True)]
             at_x = builder.add(x, builder.add(builder.mul(at_block, _i64(32)), i))
-            for j in range(8):
+            for j in range(4):
                 of_vectors = [builder.add(at_x, builder.mul(x_bytes, _i64(v))) for v in range(vectors)]
-                x_j = [Vector(builder, memory.load(builder, place, _FLOATS)) for place in of_vectors]
+                of_both = of_vectors, [builder.add(place, builder.mul(part_bytes, _i64(4))) for place in of_vectors]
+                xs = [[Vector(builder, memory.load(builder, place, _FLOATS)) for place in places] for places in of_both]
                 for k in range(rows):
-                    weights = _scaled_weights(loaded[(1 + j // 4) * rows + k], loaded[k], j)
-                    for v in range(vectors):
-                        accumulators[k * vectors + v] = weights.call(f"llvm.fmuladd.v{LANES}f32", x_j[v], accumulators[k * vectors + v])
+                    for weights, x_j in zip(_scaled_weights(joined[k], codes_of[k], j), xs, strict=True):
+                        for v in range(vectors):
+                            total = accumulators[k * vectors + v]
+                            accumulators[k * vectors + v] = weights.call(f"llvm.fmuladd.v{LANES}f32", x_j[v], total)
                 at_x = builder.add(at_x, part_bytes)
             return *accumulators, at_block, offset(builder, i, 4 * LANES)
 

@@ -151,18 +151,20 @@ def damaged(stream: Stream, coded: Coded, source: random.Random) -> Coded:
 
 
 def _bf16(draw: np.random.Generator, n: int) -> Array:
-    """Words of bf16 that mostly have neighbouring exponents; zeros of both signs, subnormals and numbers far from the others."""
-    words = (draw.normal(0, 0.02, n).astype("<f4").view("<u4") >> 16).astype("<u2")
-    for step, word in ((37, 0), (41, 0x8000), (401, 0x0003), (509, 0x4EB2), (601, 0x8D22)):
-        words[step % 7 :: step] = word
+    words: Array = (draw.normal(0, 0.02, n).astype("<f4").view("<u4") >> 16).astype("<u2")
     return words
 
 
 def products(place: Callable[[int], Array]) -> Iterator[bytes]:
-    """Matrices in the fixed-length form, times one to four vectors: each comes back bit for bit."""
+    """Matrices in the fixed-length form, times one to four vectors: each comes back bit for bit.
+
+    Beside neighbouring exponents they have zeros of both signs, subnormals, and numbers far from the others.
+    """
     draw = np.random.default_rng(3)
     for n_rows, n_columns, part in ((1, 1, 32), (3, 300, 32), (7, 512, 64), (37, 2050, 128)):
         words, n_words = _put(place, _bf16(draw, n_rows * n_columns)), -(-n_columns // (8 * part)) * part
+        for step, word in ((37, 0), (41, 0x8000), (401, 0x0003), (509, 0x40B2), (601, 0x8D22)):
+            words[step % 7 :: step] = word
         counts = np.zeros(fixed_length.N_COUNTS, np.int64)
         fixed_length.count(words.ctypes.data, words.size, counts)
         base = 108

@@ -220,9 +220,10 @@ def side_by_side(work: Callable[[_Job], _Result], jobs: Iterable[_Job], threads:
     try:
         run()
     finally:
-        for other in others:
+        begun = [other for other in others if not other.cancel()]  # on a busy machine, a thread may not have come to its turn by now
+        for other in begun:
             other.exception()
-    for other in others:
+    for other in begun:
         other.result()
     return results
 
