@@ -267,7 +267,7 @@ def _compare(results: Mapping[str, torch.Tensor], n_tokens: int) -> None:
     """Decoded weights give plain results; products in the fixed-length form are summed in another order."""
     import torch
 
-    from modelcodec.runtime.fixed_length import MOST_VECTORS
+    from modelcodec.kernels.fixed_length import MOST_VECTORS
 
     for arm, result in results.items():
         near = torch.allclose(result, results["plain"], rtol=0.05, atol=0.05)

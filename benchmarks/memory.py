@@ -139,18 +139,6 @@ def table(root: Path, kind: str, quick: bool) -> str:
     return "\n".join(lines)
 
 
-def one_token(shape: Shape, quick: bool) -> str:
-    """The time of one token alone, where reading the weights is all there is to do."""
-    works = {}
-    for arm in ARMS["inference"]:
-        model = bf16_llama(shape)
-        if arm == "compressed":
-            compress_module(model)
-        works[arm] = inference(model, batch(shape, 1))
-    best = best_times(works, QUICK_ROUNDS if quick else ROUNDS)
-    return f"One token: {1e3 * best['plain']:.1f} ms plain, {1e3 * best['compressed']:.1f} ms compressed ({best['compressed'] / best['plain']:.1f} times)."
-
-
 def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
     """Print the tables; write them to docs/compressed_weights.md unless `quick`. Returns 0."""
     if not Path("/proc/self/clear_refs").exists():
@@ -161,7 +149,7 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
     shape = QUICK if quick else FULL
     _, report = prepared("inference", "compressed", shape)
     head = f"{machine()}, one thread, torch {torch.__version__}; bf16, {shape}.\n\n{report}."
-    block = "\n\n".join((head, table(root, "inference", quick), table(root, "training", quick), one_token(shape, quick)))
+    block = "\n\n".join((head, table(root, "inference", quick), table(root, "training", quick)))
     print(block)
     if not quick:
         replace_block(root / "docs" / "compressed_weights.md", block, "memory")

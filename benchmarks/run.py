@@ -18,6 +18,7 @@ SUITES = {
     "load": "benchmarks.load",
     "start": "benchmarks.start",
     "memory": "benchmarks.memory",
+    "tokens": "benchmarks.tokens",
     "gpu": "benchmarks.gpu",
     "hub": "benchmarks.hub",
 }

@@ -8,7 +8,8 @@ import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.changes import plan_changes
-from modelcodec.kernels import philox, trellis
+from modelcodec.kernels import fixed_length, philox, trellis
+from modelcodec.kernels.memory import address_of
 from modelcodec.kernels.trellis import CODES
 from modelcodec.planner import LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
@@ -52,6 +53,25 @@ def warmup() -> None:
     _code_grids()
     _code_deltas()
     philox.sums(np.ones((1, 8), np.int32), philox.Signs(0, 256, 8), 0, 8)
+    _multiply()
+
+
+def _multiply() -> None:
+    """A matrix of one row in the fixed-length form."""
+    n, n_words, part = _COLUMNS, _COLUMNS // 8, 32
+    words, x, spare = _weights("BF16", n), _weights("BF16", n * fixed_length.MOST_VECTORS), np.empty(n, np.uint16)
+    codes, signed_mantissas, row_starts = np.empty(n_words, np.uint32), np.empty(2 * n_words, np.uint32), np.zeros(2, np.uint32)
+    places, values = np.empty(n, np.uint64), np.empty(n, np.uint16)
+    form = [address_of(array) for array in (codes, signed_mantissas, row_starts, places, values)]
+    shape = 1, n, n_words, part, 0
+    fixed_length.count(address_of(words), n, np.zeros(fixed_length.N_COUNTS, np.int64))
+    row_starts[1] = fixed_length.pack(address_of(words), *shape, 0, 0, address_of(spare), *form)
+    fixed_length.unpack(*form, *shape[1:], np.zeros(1, np.int64), address_of(spare), address_of(words))
+    scaled, factors = np.empty(x.size, np.float32), np.empty(fixed_length.MOST_VECTORS)
+    fixed_length.scale(address_of(x), factors.size, n, n, address_of(scaled), factors)
+    y, sums = np.empty(factors.size, np.float32), np.empty(fixed_length.ROWS * factors.size, np.float32)
+    for multiply in fixed_length.MULTIPLY.values():
+        multiply(*form, address_of(scaled), factors, 0, address_of(y), False, *shape, 0, 1, address_of(sums))
 
 
 def _code_deltas() -> None:
@@ -112,7 +132,10 @@ def uncompiled() -> Iterator[str]:
     """Names of kernels that `warmup` would not have compiled: none, and a test holds that."""
     from modelcodec.kernels import class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame
 
-    for module in (class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame):
+    for module in (class_rans, delta, fixed_length, frequencies, planes, rans, scale_classes, survey, whole_frame):
         for name, kernel in vars(module).items():
             if getattr(kernel, "is_kernel", False) and kernel.__module__ == module.__name__ and not kernel.nopython_signatures:
                 yield f"{module.__name__}.{name}"
+    for vectors, multiply in fixed_length.MULTIPLY.items():
+        if not multiply.nopython_signatures:
+            yield f"{fixed_length.__name__}.MULTIPLY[{vectors}]"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import kernel_rows
 import numpy as np
 
-from modelcodec.kernels import arms, class_rans, frequencies, planes, rans
+from modelcodec.kernels import arms, class_rans, fixed_length, frequencies, planes, rans
 
 Array = kernel_rows.Array
 
@@ -150,6 +150,48 @@ def damaged(stream: Stream, coded: Coded, source: random.Random) -> Coded:
     return Coded(payload, rans.Packed(rans.Status.OK, units_a, units_b, n_escapes, size), coded.rest, coded.low)
 
 
+def _bf16(draw: np.random.Generator, n: int) -> Array:
+    words: Array = (draw.normal(0, 0.02, n).astype("<f4").view("<u4") >> 16).astype("<u2")
+    return words
+
+
+def products(place: Callable[[int], Array]) -> Iterator[bytes]:
+    """Matrices in the fixed-length form, times one to four vectors: each comes back bit for bit.
+
+    Beside neighbouring exponents they have zeros of both signs, subnormals, and numbers far from the others.
+    """
+    draw = np.random.default_rng(3)
+    for n_rows, n_columns, part in ((1, 1, 32), (3, 300, 32), (7, 512, 64), (37, 2050, 128)):
+        words, n_words = _put(place, _bf16(draw, n_rows * n_columns)), -(-n_columns // (8 * part)) * part
+        for step, word in ((37, 0), (41, 0x8000), (401, 0x0003), (509, 0x40B2), (601, 0x8D22)):
+            words[step % 7 :: step] = word
+        counts = np.zeros(fixed_length.N_COUNTS, np.int64)
+        fixed_length.count(words.ctypes.data, words.size, counts)
+        base = 108
+        n_escapes = words.size - int(counts[base + 1 : base + 1 + fixed_length.CODES].sum() + counts[-1])
+        sizes = 4 * n_rows * n_words, 8 * n_rows * n_words, 4 * n_rows + 4, 8 * n_escapes, 2 * n_escapes
+        planes = [place(size) for size in sizes]
+        codes, signed_mantissas, *lists = (plane.ctypes.data for plane in planes)
+        spare = place(16 * n_words).ctypes.data
+        shape = n_rows, n_columns, n_words, part, base
+        assert fixed_length.pack(words.ctypes.data, *shape, 0, 0, spare, codes, signed_mantissas, *lists) == n_escapes
+        planes[2][-4:] = np.frombuffer(np.int32(n_escapes).tobytes(), np.uint8)
+        out = place(words.nbytes)
+        fixed_length.unpack(codes, signed_mantissas, *lists, n_columns, n_words, part, base, np.arange(n_rows), spare, out.ctypes.data)
+        assert (out.view("<u2") == words).all()
+        yield b"".join(plane.tobytes() for plane in planes)
+        x = _put(place, _bf16(draw, fixed_length.MOST_VECTORS * n_columns))
+        bias, sums = _put(place, _bf16(draw, n_rows)), place(4 * fixed_length.ROWS * fixed_length.MOST_VECTORS).ctypes.data
+        for n, multiply in fixed_length.MULTIPLY.items():
+            scaled, factors = place(32 * n * n_words).ctypes.data, np.empty(n)
+            assert fixed_length.scale(x.ctypes.data, n, n_columns, 8 * n_words, scaled, factors)
+            for width in (2, 4):
+                y = place(width * n * n_rows)
+                vectors = scaled, factors, bias.ctypes.data if width == 4 else 0, y.ctypes.data, width == 2
+                multiply(codes, signed_mantissas, *lists, *vectors, *shape, 0, n_rows, sums)
+                yield y.tobytes()
+
+
 class Guarded:
     """Memory that ends where nothing may be touched: a byte too far ends the process."""
 
@@ -179,6 +221,8 @@ def work(seeds: range = range(3)) -> tuple[str, str]:
             for seed in range(20):
                 assert row.run(*row.inputs(random.Random(seed))) == row.reference(*row.inputs(random.Random(seed))), f"{row.name}, case {seed}"
     digest, source = hashlib.sha256(), random.Random(1)
+    for part in products(Guarded() if hasattr(mmap, "MAP_PRIVATE") else lambda n_bytes: np.empty(n_bytes, np.uint8)):
+        digest.update(part)
     own_scratch = rans.scratch
     for seed in seeds:
         for stream in streams(seed):

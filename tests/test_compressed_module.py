@@ -119,13 +119,6 @@ def test_memory_is_reported() -> None:
     assert "1 parameters compressed, 3 kept dense" in str(report)
 
 
-def test_the_fixed_length_form_is_for_gpus() -> None:
-    model, plain = pair(fixed_length=True)
-    with torch.inference_mode():
-        assert torch.equal(model(TOKENS[:1, :1]), plain(TOKENS[:1, :1]))
-    assert memory_report(model).gpu_bytes == 0
-
-
 def test_tied_weights_stay_tied() -> None:
     model, _ = pair()
     assert model.head.weight is model.embedding.weight

@@ -63,8 +63,8 @@ def compress_module(
     """Replace the parameters of a model, in place, by compressed ones; its outputs stay the same to the bit.
 
     `level`: 1 (decodes fastest), 5 or 9 (smallest). `lossless=False` with `mantissa_bits`: keep so many leading bits of each weight's mantissa, rounded.
-    `fixed_length`: a GPU gets matrices of bf16 in a form of about 12 bits a weight, for generating token by token: products of a few vectors read it as it is.
-    The weights are the same; such products are summed in another order.
+    `fixed_length`: matrices of bf16 take a form of about 12 bits a weight, for generating token by token: products of a few vectors read it as it is. The
+    weights are the same; such products are summed in another order.
 
     Parameters that are small, on the meta device, of a class of their own, or that would not shrink stay dense. Tied ones stay tied. Optimizers made before
     hold the dense parameters: make them after. What is compressed already stays as it is, but weights of one layer are told of each other again, which
@@ -162,8 +162,8 @@ class _Item:
         if not self.spec.shape or not self.spec.n_bytes:
             return None
         if weights.is_compressed(self.tensor) and self.tensor.is_contiguous() and not self.tensor.store.casts:
-            kept: FramesInMemory = self.tensor.store.frames
-            if (kept.spec.dtype, kept.spec.shape) == (self.spec.dtype, self.spec.shape):
+            kept = self.tensor.store.frames
+            if isinstance(kept, FramesInMemory) and (kept.spec.dtype, kept.spec.shape) == (self.spec.dtype, self.spec.shape):
                 return kept
         return FramesInMemory.encode(self.spec, frames.as_words(self.octets(), self.spec.dtype.word), _OTHERS)
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe
-from modelcodec.runtime.fixed_length import MOST_VECTORS, FixedLength
-from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory
+from modelcodec.kernels.fixed_length import MOST_VECTORS
+from modelcodec.runtime.fixed_length import FixedLength
+from modelcodec.runtime.form_in_memory import FormInMemory
+from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory, WordsInMemory
 from modelcodec.runtime.gpu import decodes_on
 from modelcodec.runtime.gpu_weights import FormedMatrix, Layer, Resident
 from modelcodec.runtime.workspace import is_capturing, workspace
@@ -85,7 +87,7 @@ class WeightStore:
 
     __slots__ = ("_workspace", "casts", "coding", "device", "frames", "given", "held", "layer", "place")
 
-    def __init__(self, coded: FramesInMemory, coding: Coding, device: Any, casts: tuple[Any, ...]) -> None:
+    def __init__(self, coded: WordsInMemory, coding: Coding, device: Any, casts: tuple[Any, ...]) -> None:
         self.frames = coded
         self.coding = coding
         self.device = device
@@ -117,14 +119,14 @@ class WeightStore:
         if not decodes_on(self.device):
             return None
         if self.held is None:
-            self.layer = self.layer or Layer((self.frames,), fixed_length=self.coding.fixed_length)
+            self.layer = self.layer or Layer((self.frames,))
             self.held = self.layer.on(self.device)
         return self.held if self.held.holds(self.place) else None
 
     @contextmanager
     def lent(self) -> Iterator[Tensor]:
         """All elements as a one-dimensional dense tensor, valid inside the block, and to be written to."""
-        with self.lent_frames(range(len(self.frames.frames))) as flat:
+        with self.lent_frames(range(self.frames.n_frames)) as flat:
             yield flat
 
     @contextmanager
@@ -167,23 +169,32 @@ class WeightStore:
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Bytes go as a tensor: torch.save makes half as much again of bytes, but puts tensors into records of their own."""
+        """As frames. Bytes go as a tensor: torch.save makes half as much again of bytes, but puts tensors into records of their own."""
         import torch
 
-        data, described = self.frames.packed()
+        coded = self.frames
+        if not isinstance(coded, FramesInMemory):
+            coded = FramesInMemory.encode(coded.spec, coded.words(torch.get_num_threads()), self.coding, torch.get_num_threads())
+        data, described = coded.packed()
         return _restored_store, (torch.from_numpy(data.copy()), described, self.coding, self.device, self.casts)
 
 
 def _restored_store(data: Tensor, described: tuple[Any, ...], coding: Coding, device: Any, casts: tuple[Any, ...]) -> WeightStore:
-    return WeightStore(FramesInMemory.unpacked(data.numpy(), described), coding, device, casts)
-
-
-def _encoded(flat: Tensor, like: TensorSpec, coding: Coding) -> FramesInMemory:
     import torch
 
-    dtype = dtype_of(flat)
-    octets = flat.detach().cpu().view(torch.uint8).numpy()
-    return FramesInMemory.encode(TensorSpec(like.name, dtype, like.shape), frames.as_words(octets, dtype.word), coding, torch.get_num_threads())
+    coded: WordsInMemory = FramesInMemory.unpacked(data.numpy(), described)
+    if coding.fixed_length:
+        coded = FormInMemory.of(coded.spec, coded.words(torch.get_num_threads()), coding) or coded
+    return WeightStore(coded, coding, device, casts)
+
+
+def _encoded(flat: Tensor, like: TensorSpec, coding: Coding) -> WordsInMemory:
+    import torch
+
+    spec = TensorSpec(like.name, dtype_of(flat), like.shape)
+    words = frames.as_words(flat.detach().cpu().view(torch.uint8).numpy(), spec.dtype.word)
+    form = FormInMemory.of(spec, words, coding) if coding.fixed_length else None
+    return form or FramesInMemory.encode(spec, words, coding, torch.get_num_threads())
 
 
 # ---- making one, and getting it back --------------------------------------------------------------------------------------------------
@@ -343,7 +354,8 @@ def _form(tensor: Any) -> FixedLength | None:
     if not store.coding.fixed_length or store.casts or tensor.dtype != store.dtype or not tensor.is_contiguous():
         return None
     resident = store.resident()
-    form = resident.form if isinstance(resident, FormedMatrix) else None
+    held = store.frames if resident is None and store.device.type == "cpu" else resident
+    form = held.form if isinstance(held, FormedMatrix | FormInMemory) else None
     return form if form is not None and tensor.size() == (form.n_rows, form.n_columns) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ _RUN_FRAMES = 4
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How words become frames: the level, and how many mantissa bits are kept (None: all). `fixed_length`: a GPU has matrices in that form instead."""
+    """How words become frames: the level, and how many mantissa bits are kept (None: all). `fixed_length`: matrices of bf16 take that form instead."""
 
     level: int = FAST
     mantissa_bits: int | None = None
@@ -51,17 +52,56 @@ class Coding:
         dtype = spec.dtype.name
         if self.mantissa_bits is None or not rounds(dtype, self.mantissa_bits):
             return x, _RECIPE.plan_group(spec, x, frame_words, self.level, at)
-        x = round_mantissa(x, dtype, self.mantissa_bits)
+        x = self.rounded(x, dtype)
         pieces = (x[first : first + frame_words] for first in range(0, x.size, frame_words))
         return x, PlannedGroup(tuple(rounded_plan(piece, dtype, self.mantissa_bits) for piece in pieces), None)
 
+    def rounded(self, x: Array, dtype: str) -> Array:
+        """Words of a dtype as they shall be kept."""
+        return x if self.mantissa_bits is None or not rounds(dtype, self.mantissa_bits) else round_mantissa(x, dtype, self.mantissa_bits)
+
 
 @dataclass(frozen=True, slots=True)
-class FramesInMemory:
-    """A tensor's frames, numbered and aligned as in a container, never changed; `shared` has the shared part of each group of `group_frames`, if it has one."""
+class WordsInMemory(ABC):
+    """A tensor's words, in pieces of `frame_words` that are decoded each by itself; never changed."""
 
     spec: TensorSpec
     frame_words: int
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Bytes that they take."""
+
+    @abstractmethod
+    def decode(self, numbers: Sequence[int], out: Array, threads: int = 1) -> None:
+        """Decode the frames with these ascending numbers, one after the other, into `out`.
+
+        raises: CorruptFile where the memory was damaged.
+        """
+
+    @property
+    def n_frames(self) -> int:
+        return -(-self.spec.n_words // self.frame_words)
+
+    def words_of(self, number: int) -> int:
+        return min(self.frame_words, self.spec.n_words - number * self.frame_words)
+
+    def covering(self, first: int, end: int) -> range:
+        """Numbers of the frames in which the words first .. end - 1 lie."""
+        return range(first // self.frame_words, -(-end // self.frame_words))
+
+    def words(self, threads: int = 1) -> Array:
+        """All of them, decoded."""
+        out = empty_words(self.spec.n_bytes).view(frames.WORD[self.spec.dtype.word])
+        self.decode(range(self.n_frames), out, threads)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class FramesInMemory(WordsInMemory):
+    """A tensor's frames, numbered and aligned as in a container; `shared` has the shared part of each group of `group_frames`, if it has one."""
+
     group_frames: int
     frames: tuple[EncodedFrame, ...]
     shared: tuple[Shared | None, ...]
@@ -91,21 +131,9 @@ class FramesInMemory:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that the frames and what they share take."""
         return sum(len(frame.data) for frame in self.frames) + sum(len(shared.data) for shared in self.shared if shared)
 
-    def words_of(self, number: int) -> int:
-        return min(self.frame_words, self.spec.n_words - number * self.frame_words)
-
-    def covering(self, first: int, end: int) -> range:
-        """Numbers of the frames in which the words first .. end - 1 lie."""
-        return range(first // self.frame_words, -(-end // self.frame_words))
-
     def decode(self, numbers: Sequence[int], out: Array, threads: int = 1) -> None:
-        """Decode the frames with these ascending numbers, one after the other, into `out`.
-
-        raises: CorruptFile where the memory was damaged.
-        """
         word = self.spec.dtype.word
         at, step = address_of(out), self.frame_words * word
         coded = [np.frombuffer(self.frames[number].data, np.uint8) for number in numbers]
@@ -192,9 +220,10 @@ def side_by_side(work: Callable[[_Job], _Result], jobs: Iterable[_Job], threads:
     try:
         run()
     finally:
-        for other in others:
+        begun = [other for other in others if not other.cancel()]  # on a busy machine, a thread may not have come to its turn by now
+        for other in begun:
             other.exception()
-    for other in others:
+    for other in begun:
         other.result()
     return results
 

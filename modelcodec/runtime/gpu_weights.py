@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
-from modelcodec import frame as frames
-from modelcodec.runtime.fixed_length import FixedLength
-from modelcodec.runtime.frames_in_memory import FramesInMemory, empty_words
+from modelcodec.runtime.form_in_memory import FormInMemory
+from modelcodec.runtime.frames_in_memory import FramesInMemory, WordsInMemory
 from modelcodec.runtime.gpu import FramePlace, StagedFrames, words_in
 from modelcodec.runtime.gpu_layout import WIDTHS, is_known
 from modelcodec.runtime.workspace import gpu_workspace, stream_of, synchronize
@@ -56,11 +55,10 @@ class Resident(Protocol):
 
 
 class Layer:
-    """Tensors, as frames that never change, which a GPU decodes together; or one matrix that it shall have in the fixed-length form, if there is one of it."""
+    """Tensors, as frames that never change, which a GPU decodes together; or one matrix in the fixed-length form."""
 
-    def __init__(self, coded: Sequence[FramesInMemory], *, fixed_length: bool = False) -> None:
+    def __init__(self, coded: Sequence[WordsInMemory]) -> None:
         self.coded = tuple(coded)
-        self._fixed_length = fixed_length
         self._residents: WeakValueDictionary[torch.device, Resident] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -69,11 +67,15 @@ class Layer:
         with self._lock:
             resident = self._residents.get(device)
             if resident is None:
-                form = _fixed_length(self.coded[0], device) if self._fixed_length else None
-                decodable = {place: coded for place, coded in enumerate(self.coded) if _is_decodable(coded)}
-                resident = FormedMatrix(form, self.coded[0], device) if form else StagedLayer(decodable, self.coded[0].spec.dtype.word, device)
-                self._residents[device] = resident
+                resident = self._residents[device] = self._put_on(device)
             return resident
+
+    def _put_on(self, device: torch.device) -> Resident:
+        first = self.coded[0]
+        if isinstance(first, FormInMemory):
+            return FormedMatrix(first, device)
+        decodable = {place: coded for place, coded in enumerate(self.coded) if isinstance(coded, FramesInMemory) and _is_decodable(coded)}
+        return StagedLayer(decodable, first.spec.dtype.word, device)
 
 
 def _is_decodable(coded: FramesInMemory) -> bool:
@@ -84,16 +86,6 @@ def _is_decodable(coded: FramesInMemory) -> bool:
     sizes = [coded.words_of(number) for number in range(len(coded.frames))]
     known = (n for k, (n, one) in enumerate(zip(sizes, coded.frames, strict=True)) if is_known(memoryview(one.data), k, word, n, coded.where(k)))
     return spec.n_bytes <= SMALL_BYTES or 2 * sum(known) >= spec.n_words
-
-
-def _fixed_length(coded: FramesInMemory, device: torch.device) -> FixedLength | None:
-    import torch
-
-    if coded.spec.dtype.name != "BF16" or len(coded.spec.shape) != 2:
-        return None
-    words = empty_words(coded.spec.n_bytes)
-    coded.decode(range(len(coded.frames)), words.view(frames.WORD[2]), torch.get_num_threads())
-    return FixedLength.of(torch.from_numpy(words).to(device).view(torch.bfloat16).view(coded.spec.shape))
 
 
 # ---- scopes ---------------------------------------------------------------------------------------------------------------------------
@@ -221,8 +213,8 @@ def _frame_places(coded: FramesInMemory, start: int) -> list[FramePlace]:
 class FormedMatrix:
     """A matrix in the fixed-length form, which multiplies without being decoded. memory: the form; a buffer for all of it where it is decoded."""
 
-    def __init__(self, form: FixedLength, coded: FramesInMemory, device: torch.device) -> None:
-        self.form = form
+    def __init__(self, coded: FormInMemory, device: torch.device) -> None:
+        self.form = coded.form.to(device)
         self._coded = coded
         self._workspace = gpu_workspace(device)
 
