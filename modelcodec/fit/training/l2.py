@@ -49,6 +49,7 @@ def counted_bits(x: Tensor) -> Tensor:
     counts = x.new_zeros(high - low + 1)
     for offset, share in ((-1, under), (0, upto - under), (1, 1 - upto)):
         counts = counts.index_add(0, nearest.long() + offset - low, share)
+    counts = counts[counts > 0]  # a share just inside the kernel rounds to 0, and the logarithm's gradient at a count of 0 is no number
     bits: Tensor = -torch.special.xlogy(counts, counts / x.numel()).sum() / math.log(2)
     return bits
 
