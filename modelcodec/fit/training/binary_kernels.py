@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.kmeans import plan_of
-from modelcodec.fit.training.levels import chosen_weights, mean_magnitude, straight_through
+from modelcodec.fit.training.levels import mean_magnitude
 from modelcodec.fit.training.method import Data, Method, Training
-from modelcodec.fit.training.weights import Planned, Weight
+from modelcodec.fit.training.weights import Planned, Weight, chosen_weights, straight_through
 from modelcodec.types import Array
 
 _MOST_PLACES = 9

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.kmeans import plan_of
 from modelcodec.fit.training.distillation import Distill
-from modelcodec.fit.training.levels import chosen_weights, straight_through
 from modelcodec.fit.training.method import Data, Method, Training
-from modelcodec.fit.training.weights import Planned, Weight, weights_of
+from modelcodec.fit.training.weights import Planned, Weight, chosen_weights, straight_through, weights_of
 
 _NARROWEST, _WIDEST = 0.25, 1.0
 """Half the width of the kernel, in intervals, is the range of the indices over _RESOLUTION (the paper's), inside these bounds: with few indices hardly
