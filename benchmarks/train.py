@@ -35,7 +35,8 @@ from modelcodec.fit.rules import Ruled
 from modelcodec.fit.text import parse_fit
 from modelcodec.fit.training import parse_method
 from modelcodec.fit.training.loop import Passed, scored, train
-from modelcodec.fit.training.method import Data, Method, Trained, Training
+from modelcodec.fit.training.method import Trained
+from modelcodec.fit.training.plain import Plain
 from modelcodec.fit.training.task import Task
 from modelcodec.fit.whole_file import bytes_left
 from modelcodec.formats.atomic import atomic_file
@@ -99,6 +100,12 @@ ROWS = (
     Row(RESNET, "chip(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "knapsack(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "hypersparse(0.7)", "prune({}, true)", (0.999, 0.1), 20, 1e-3),
+    Row(RESNET, "coded_size(1e-6, 0.1)", "trellis({})", (1.0, 0.001), 20, 1e-3),
+    Row(RESNET, "self_compressing(0.5)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5)", "blocks(0.5, 1, 4) | kmeans({})", (2, 256), 20, 1e-3),
+    Row(RESNET, "hrel(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
+    Row(RESNET, "mpd(8)", "prune({})", (0.999, 0.001), 20, 1e-3),
+    Row(RESNET, "pranc(10000)", _ROUNDING, (0.05, 8.0), 30, 3e-2),
 )
 """Without a method: what more training alone gives, stored without loss."""
 
@@ -152,21 +159,6 @@ class Problem:
         score = scored(task, model)
         assert score is not None
         return score
-
-
-class Plain(Method):
-    """Trains as usual."""
-
-    def begin(self, model: nn.Module, data: Data | None = None) -> Training:
-        return _Usual(model)
-
-    def __repr__(self) -> str:
-        return "no method"
-
-
-class _Usual(Training):
-    def harden(self) -> None:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +253,7 @@ def _trained(row: Row, task: Task, kept: Path) -> Trained:
         if passed.ended:
             print(f"{row.problem}, {row.method or 'no method'}: pass {passed.epoch + 1}, loss {passed.loss:.4f}, {passed.score:.2f} %", file=sys.stderr)
 
-    method = parse_method(row.method) if row.method else Plain()
-    return train(task, method, checkpoint=_checkpoint(row, kept), watch=tell, identity=f"{row.problem} at {row.rate}")
+    return train(task, parse_method(row.method or "plain()"), checkpoint=_checkpoint(row, kept), watch=tell, identity=f"{row.problem} at {row.rate}")
 
 
 def _checkpoint(row: Row, kept: Path) -> Path:
