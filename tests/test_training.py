@@ -19,6 +19,7 @@ from modelcodec.errors import BadRecipe  # noqa: E402
 from modelcodec.fit import KMeans  # noqa: E402
 from modelcodec.fit.rules import Ruled  # noqa: E402
 from modelcodec.fit.training import parse_method  # noqa: E402
+from modelcodec.fit.training.gradual import Gradual  # noqa: E402
 from modelcodec.fit.training.learned_step import LearnedStep  # noqa: E402
 from modelcodec.fit.training.loop import Passed, train  # noqa: E402
 from modelcodec.fit.training.method import Data, Joined, Method, Trained, Training  # noqa: E402
@@ -166,6 +167,26 @@ def test_rates_and_shares_move_from_0_to_1() -> None:
     training.calls.clear()
     train(replace(sized, batches=lambda epoch: iter(Noisy())), Watched())
     assert (len(training.calls), training.calls[14:16], training.calls[-1]) == (32, [0.0, 0.5], 1)
+
+
+@pytest.mark.parametrize("length", [10, 20, 1500])
+def test_a_wrong_length_ends_schedules_all_the_same_and_is_told(length: int, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Misled(Noisy):
+        def __len__(self) -> int:
+            return length
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return iter(list(Noisy()))
+
+    task, method = replace(_noisy_task(2), batches=lambda epoch: Misled()), Gradual(0.5, end=1.0)
+    trained = train(task, method)
+    assert len(trained.remarks) == 1
+    assert trained.remarks[0].startswith(f"batches(1) has the length {length} and gave 15 batches")
+    weight = trained.model.state_dict()["body.conv2.weight"]
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    _interrupted(task, method, tmp_path / "c", after=20, kind=Killed, save_seconds=-1)
+    assert all(torch.equal(tensor, _state(trained)[name]) for name, tensor in _state(train(task, method, checkpoint=tmp_path / "c")).items())
 
 
 @pytest.mark.parametrize(
