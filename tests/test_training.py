@@ -294,6 +294,29 @@ def test_tied_weights_are_saved_once(tmp_path: Path, method: Method) -> None:
     assert torch.equal(other.head.weight, trained.model.head.weight)
 
 
+def test_the_models_own_parametrizations_are_computed_into_the_file_and_told(tmp_path: Path) -> None:
+    model, x = Residual(), digits()[0][:20]
+    for conv in (model.conv2, model.conv3):
+        nn.utils.parametrizations.weight_norm(conv)
+    trained = LearnedStep(4).begin(model).finish()
+    assert trained.remarks == (
+        "the file has tensors as the layers see them, for a model without parametrizations of its own, which this one had: "
+        "conv2.weight by WeightNorm, conv3.weight by WeightNorm",
+    )
+    trained.save(tmp_path / "plain.mcodec.safetensors")
+    plain = Residual()
+    plain.load_state_dict(modelcodec.load_file(tmp_path / "plain.mcodec.safetensors", "pt"))
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(x), trained.model.eval()(x))
+    assert LearnedStep(4).begin(Residual()).finish().remarks == ()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_a_hook_makes_are_refused() -> None:
+    with pytest.raises(BadRecipe, match=r"^weight is no parameter: a hook makes it"):
+        LearnedStep(4).begin(nn.utils.weight_norm(nn.Linear(30, 30)))
+
+
 def test_a_task_of_names() -> None:
     def one(*_: Any) -> Any: ...
 

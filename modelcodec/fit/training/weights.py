@@ -53,6 +53,8 @@ def usual_weights(model: nn.Module) -> list[Weight]:
     for name, module in model.named_modules():
         if isinstance(module, LAYERS) and module.weight.dtype in _DTYPES:
             weight = f"{name}.weight" if name else "weight"
+            if "weight" not in module._parameters and not parametrize.is_parametrized(module, "weight"):
+                raise BadRecipe(f"{weight} is no parameter: a hook makes it, as torch.nn.utils.weight_norm has it; remove it, or use one of parametrizations")
             if is_usual(TensorSpec(weight, DTYPE_BY_NAME[_DTYPES[module.weight.dtype]], tuple(module.weight.shape))):
                 found.setdefault(id(_stored(module)), (weight, []))[1].append(module)
     if not found:
