@@ -15,6 +15,7 @@ SUITES = {
     "lossy": "benchmarks.lossy",
     "accuracy": "benchmarks.accuracy",
     "train": "benchmarks.train",
+    "train_options": "benchmarks.train_options",
     "load": "benchmarks.load",
     "memory": "benchmarks.memory",
     "gpu": "benchmarks.gpu",

@@ -17,6 +17,8 @@ from benchmarks.accuracy import MEAN, SPREAD, accuracy, net_of
 from modelcodec.fit.training.task import Task
 
 Labelled = tuple[Tensor, Tensor]
+HELD_OUT = 10
+"""One in so many training images, the last ones, may be kept back to choose options on."""
 
 
 class LeNet(nn.Module):
@@ -96,10 +98,18 @@ def _task(model: Callable[[], nn.Module], train: Labelled, test: Labelled, epoch
     return Task(lambda: model().to(device), lambda epoch: Shuffled(train, 100, moved), _loss, lambda net: accuracy(net.eval(), test), adam, epochs=epochs)
 
 
+def _parts(train: Labelled, test: Labelled, images: int | None, held_out: bool) -> tuple[Labelled, Labelled]:
+    """The first `images` to train on, and what to score on: with `held_out` training images that are not trained on, else the test images."""
+    (x, y), left = train, len(train[1]) - len(train[1]) // HELD_OUT
+    n = min(len(y) if images is None else images, left if held_out else len(y))
+    return (x[:n], y[:n]), (x[left:], y[left:]) if held_out else test
+
+
 def lenet_task(
-    more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, Tensor] | None = None, images: int | None = None, device: str = "cpu"
-) -> Task:
-    """LeNet on (the first `images` of) MNIST, from a `state` or from a random one."""
+    more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, Tensor] | None = None, images: int | None = None, device: str = "cpu", *,
+    held_out: bool = False,
+) -> Task:  # fmt: skip
+    """LeNet on (the first `images` of) MNIST, from a `state` or from a random one; `held_out`: scored on training images kept back."""
 
     def model() -> nn.Module:
         net = LeNet()
@@ -107,8 +117,7 @@ def lenet_task(
             net.load_state_dict(dict(state))
         return net
 
-    x, y = mnist(more, "train")
-    return _task(model, (x[:images], y[:images]), mnist(more, "t10k"), epochs, rate, False, device)
+    return _task(model, *_parts(mnist(more, "train"), mnist(more, "t10k"), images, held_out), epochs, rate, False, device)
 
 
 def resnet20_state(checkpoint: Path) -> dict[str, Tensor]:
@@ -117,8 +126,9 @@ def resnet20_state(checkpoint: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.float() for name, value in loaded["state_dict"].items()}
 
 
-def resnet20_task(more: Path, checkpoint: Path, epochs: int, rate: float = 1e-3, images: int | None = None, device: str = "cpu") -> Task:
-    """ResNet-20 on (the first `images` of) CIFAR-10, from a checkpoint of 91.73 %."""
+def resnet20_task(
+    more: Path, checkpoint: Path, epochs: int, rate: float = 1e-3, images: int | None = None, device: str = "cpu", *, held_out: bool = False
+) -> Task:
+    """ResNet-20 on (the first `images` of) CIFAR-10, from a checkpoint of 91.73 %; `held_out`: scored on training images kept back."""
     state = resnet20_state(checkpoint)
-    x, y = cifar10(more, "train")
-    return _task(lambda: net_of(state), (x[:images], y[:images]), cifar10(more, "test"), epochs, rate, True, device)
+    return _task(lambda: net_of(state), *_parts(cifar10(more, "train"), cifar10(more, "test"), images, held_out), epochs, rate, True, device)
