@@ -110,7 +110,7 @@ ROWS = (
     Row(RESNET, "unification(4, 16, 0.5)", "blocks(0.5, 1, 4) | kmeans({})", (2, 256), 20, 1e-3),
     Row(RESNET, "hrel(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "mpd(8)", "prune({})", (0.999, 0.001), 20, 1e-3),
-    Row(RESNET, "pranc(10000)", _ROUNDING, (0.05, 8.0), 100, 3e-2),
+    Row(RESNET, "pranc(10000)", _ROUNDING, (0.05, 8.0), 60, 3e-2),
 )
 """Without a method: what more training alone gives, stored without loss."""
 

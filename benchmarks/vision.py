@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def fetched(given: Path | None = None) -> Path:
     return given or Path(os.environ.get("MODELCODEC_MORE", "more"))
 
 
+@lru_cache(maxsize=2)
 def mnist(more: Path, kind: str) -> Labelled:
     """All images of `train` or `t10k`, mean 0 and spread 1."""
     folder = more / "mnist" / "data"
@@ -48,6 +50,7 @@ def mnist(more: Path, kind: str) -> Labelled:
     return (torch.from_numpy(pixels.copy()).float() / 255 - 0.1307) / 0.3081, torch.from_numpy(labels.astype(np.int64))
 
 
+@lru_cache(maxsize=2)
 def cifar10(more: Path, kind: str) -> Labelled:
     """All images of `train` or `test`, normalized as the given checkpoints want it."""
     from PIL import Image
