@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.train import LENET, LEVEL, RESNET, Effort, Problem, Row, checkpoint_of, images, problems, read_rows, slug, trained, write_rows
+from benchmarks.train import LEVEL, RESNET, Effort, Problem, Row, checkpoint_of, images, problems, read_rows, slug, trained, write_rows
 from modelcodec.fit.training.loop import scored
 
 OPTIONS = (
     Row(RESNET, "lsq(3)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "lsq(3)", "", (0, 0), 20, 3e-4),
-    Row(LENET, "supermask(0.5)", "", (0, 0), 30, 3e-2),
-    Row(LENET, "supermask(0.5)", "", (0, 0), 30, 1e-2),
 )
 
 
