@@ -73,7 +73,7 @@ ROWS = (
     Row(LENET, "dkm(2)", "kmeans({})", (2, 256), 20, 1e-3),
     Row(LENET, "dkm(4)", "kmeans({})", (2, 256), 20, 3e-4),
     Row(LENET, "l2(60)", _ROUNDING, (0.05, 8.0), 20, 1e-3),
-    Row(LENET, "coded_size(1e-6, 0.0343)", "trellis({})", (1.0, 0.001), 20, 1e-3),
+    Row(LENET, "coded_size(1e-6, 0.0343, round_at=1)", "trellis({})", (1.0, 0.001), 20, 1e-3),
     Row(LENET, "lsq(2)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(LENET, "lsq(2) | distill(1)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(LENET, "ternary(twn, true)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
