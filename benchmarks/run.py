@@ -15,6 +15,7 @@ SUITES = {
     "lossy": "benchmarks.lossy",
     "accuracy": "benchmarks.accuracy",
     "train": "benchmarks.train",
+    "train_options": "benchmarks.train_options",
     "load": "benchmarks.load",
     "start": "benchmarks.start",
     "memory": "benchmarks.memory",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -35,11 +35,17 @@ from modelcodec.fit.rules import Ruled
 from modelcodec.fit.text import parse_fit
 from modelcodec.fit.training import parse_method
 from modelcodec.fit.training.loop import Passed, scored, train
-from modelcodec.fit.training.method import Data, Method, Trained, Training
+from modelcodec.fit.training.method import Trained
+from modelcodec.fit.training.plain import Plain
 from modelcodec.fit.training.task import Task
 from modelcodec.fit.whole_file import bytes_left
 from modelcodec.formats.atomic import atomic_file
 from modelcodec.recipe import Recipe
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Kept = TypeVar("_Kept", bound="DataclassInstance")
 
 LEVEL = 9
 TRIALS = 9
@@ -67,7 +73,7 @@ ROWS = (
     Row(LENET, "dkm(2)", "kmeans({})", (2, 256), 20, 1e-3),
     Row(LENET, "dkm(4)", "kmeans({})", (2, 256), 20, 3e-4),
     Row(LENET, "l2(60)", _ROUNDING, (0.05, 8.0), 20, 1e-3),
-    Row(LENET, "coded_size(1e-6, 0.0343)", "trellis({})", (1.0, 0.001), 20, 1e-3),
+    Row(LENET, "coded_size(1e-6, 0.0343, round_at=1)", "trellis({})", (1.0, 0.001), 20, 1e-3),
     Row(LENET, "lsq(2)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(LENET, "lsq(2) | distill(1)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(LENET, "ternary(twn, true)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
@@ -81,7 +87,7 @@ ROWS = (
     Row(LENET, "unification(4, 16, 0.5)", "blocks(0.5, 1, 4) | kmeans({})", (2, 256), 20, 1e-3),
     Row(LENET, "pranc(10000)", _ROUNDING, (0.05, 8.0), 30, 3e-2),
     Row(LENET, "pranc(2000)", _ROUNDING, (0.05, 8.0), 30, 3e-2),
-    Row(LENET, "supermask(0.5)", _ROUNDING, (0.05, 8.0), 30, 3e-2),
+    Row(LENET, "supermask(0.5)", _ROUNDING, (0.05, 8.0), 60, 3e-2),
     Row(LENET, "filter_norm(0.25)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(LENET, "chip(0.25)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(LENET, "hrel(0.25)", "filters({})", (0.99, 0.05), 20, 1e-3),
@@ -91,7 +97,7 @@ ROWS = (
     Row(RESNET, "dkm(4)", "kmeans({})", (2, 256), 20, 2e-3),
     Row(RESNET, "l2(16)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(RESNET, "lsq(2)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
-    Row(RESNET, "lsq(3)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
+    Row(RESNET, "lsq(3)", _ROUNDING, (0.3, 8.0), 40, 1e-3),
     Row(RESNET, "lsq(2) | distill(1)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(RESNET, "lsq(2) | attribution(100)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
     Row(RESNET, "ternary(twn, true)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
@@ -99,6 +105,12 @@ ROWS = (
     Row(RESNET, "chip(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "knapsack(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "hypersparse(0.7)", "prune({}, true)", (0.999, 0.1), 20, 1e-3),
+    Row(RESNET, "coded_size(1e-6, 0.1)", "trellis({})", (1.0, 0.001), 20, 1e-3),
+    Row(RESNET, "self_compressing(0.5)", _ROUNDING, (0.3, 8.0), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5)", "blocks(0.5, 1, 4) | kmeans({})", (2, 256), 20, 1e-3),
+    Row(RESNET, "hrel(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
+    Row(RESNET, "mpd(8)", "prune({})", (0.999, 0.001), 20, 1e-3),
+    Row(RESNET, "pranc(10000)", _ROUNDING, (0.05, 8.0), 60, 3e-2),
 )
 """Without a method: what more training alone gives, stored without loss."""
 
@@ -133,12 +145,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A network as it was, on a device; `images` of the training set are used."""
+    """A network as it was, on a device; `images` of the training set are used. task: of passes, a rate, and whether training images kept back are scored."""
 
     name: str
     state: Mapping[str, Tensor]
     images: int
-    task: Callable[[int, float], Task]
+    task: Callable[[int, float, bool], Task]
 
     @property
     def source(self) -> bytes:
@@ -146,27 +158,12 @@ class Problem:
 
     def accuracy(self, file: bytes, model: nn.Module | None = None) -> float:
         """Of a file's tensors, in the network or in a `model` of other shapes."""
-        task = self.task(0, 0.0)
+        task = self.task(0, 0.0, False)
         model = task.model() if model is None else model
         model.load_state_dict(modelcodec.load(file, "pt"), strict=False)
         score = scored(task, model)
         assert score is not None
         return score
-
-
-class Plain(Method):
-    """Trains as usual."""
-
-    def begin(self, model: nn.Module, data: Data | None = None) -> Training:
-        return _Usual(model)
-
-    def __repr__(self) -> str:
-        return "no method"
-
-
-class _Usual(Training):
-    def harden(self) -> None:
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +182,11 @@ class Effort:
             return cls("cuda", 1, {LENET: 60_000, RESNET: 50_000})
         return cls("cpu", 10, {LENET: 60_000, RESNET: 10_000})
 
+    @property
+    def place(self) -> str:
+        """The machine, as names of files have it."""
+        return slug(torch.cuda.get_device_name() if self.device == "cuda" else machine())
+
     def epochs(self, row: Row) -> int:
         return max(row.epochs // self.fewer, 1)
 
@@ -198,10 +200,10 @@ def problems(more: Path, kept: Path, data: Path, scale: Effort) -> Iterator[Prob
             print(f"{LENET}: {BASE_EPOCHS} passes of the network itself", file=sys.stderr)
             train(lenet_task(more, BASE_EPOCHS, images=n, device=scale.device), Plain(), checkpoint=kept / "lenet.training").save(base)
         state = modelcodec.load_file(base, "pt")
-        yield Problem(LENET, state, n, lambda epochs, rate: lenet_task(more, epochs, rate, state, n, scale.device))
+        yield Problem(LENET, state, n, lambda epochs, rate, held: lenet_task(more, epochs, rate, state, n, scale.device, held_out=held))
     if (more / "cifar10").is_dir() and (data / CHECKPOINT).exists():
         n, path = scale.images[RESNET], data / CHECKPOINT
-        yield Problem(RESNET, resnet20_state(path), n, lambda epochs, rate: resnet20_task(more, path, epochs, rate, n, scale.device))
+        yield Problem(RESNET, resnet20_state(path), n, lambda epochs, rate, held: resnet20_task(more, path, epochs, rate, n, scale.device, held_out=held))
 
 
 def written(source: bytes, usual: Fitting | None) -> bytes:
@@ -243,33 +245,33 @@ def core(source: bytes, n_bytes: int) -> bytes:
 
 def measured(row: Row, problem: Problem, scale: Effort, kept: Path) -> Measured:
     epochs, start = scale.epochs(row), time.perf_counter()
-    trained = _trained(row, problem.task(epochs, row.rate), kept)
-    seconds, out = time.perf_counter() - start, kept / f"{_slug(row.problem, row.method)}.mcodec.safetensors"
-    trained.save(out, level=LEVEL, overwrite=True)
+    found = trained(row, problem.task(epochs, row.rate, False), kept)
+    seconds, out = time.perf_counter() - start, kept / f"{slug(row.problem, row.method)}.mcodec.safetensors"
+    found.save(out, level=LEVEL, overwrite=True)
     file, source = out.read_bytes(), problem.source
     text, untrained = at_bytes(source, row.untrained, row.span, len(file)) if row.untrained else ("", b"")
     of_core = core(source, len(file)) if row.untrained else b""
     accuracies = [problem.accuracy(other) if other else float("nan") for other in (untrained, of_core)]
     return Measured(
-        row.problem, row.method, epochs, problem.images, row.rate, round(seconds, 1), len(file), problem.accuracy(file, trained.model),
+        row.problem, row.method, epochs, problem.images, row.rate, round(seconds, 1), len(file), problem.accuracy(file, found.model),
         text, len(untrained), accuracies[0], len(of_core), accuracies[1],
     )  # fmt: skip
 
 
-def _trained(row: Row, task: Task, kept: Path) -> Trained:
+def trained(row: Row, task: Task, kept: Path) -> Trained:
+    """A row's training, its checkpoint kept in a folder, so that one that was killed goes on."""
     def tell(passed: Passed) -> None:
         if passed.ended:
             print(f"{row.problem}, {row.method or 'no method'}: pass {passed.epoch + 1}, loss {passed.loss:.4f}, {passed.score:.2f} %", file=sys.stderr)
 
-    method = parse_method(row.method) if row.method else Plain()
-    return train(task, method, checkpoint=_checkpoint(row, kept), watch=tell, identity=f"{row.problem} at {row.rate}")
+    return train(task, parse_method(row.method or "plain()"), checkpoint=checkpoint_of(row, kept), watch=tell, identity=f"{row.problem} at {row.rate}")
 
 
-def _checkpoint(row: Row, kept: Path) -> Path:
-    return kept / f"{_slug(row.problem, row.method)}.training"
+def checkpoint_of(row: Row, kept: Path) -> Path:
+    return kept / f"{slug(row.problem, row.method)}.training"
 
 
-def _slug(*parts: str) -> str:
+def slug(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
@@ -278,10 +280,7 @@ class Results:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.rows: list[Measured] = []
-        if path is not None and path.exists():
-            with path.open(newline="") as file:
-                self.rows = [_of_text(row) for row in csv.DictReader(file)]
+        self.rows = [] if path is None else read_rows(path, Measured)
 
     def of(self, row: Row, epochs: int, images: int) -> Measured | None:
         wanted = (row.problem, row.method, epochs, images, row.rate, row.untrained.partition("(")[0])
@@ -292,23 +291,28 @@ class Results:
         """In place of an older one of the same problem and method."""
         self.rows = [other for other in self.rows if (other.problem, other.method) != (row.problem, row.method)] + [row]
         if self._path is not None:
-            with atomic_file(self._path, overwrite=True) as raw:
-                raw.write(_csv(self.rows).encode())
+            write_rows(self._path, self.rows)
 
 
 _READERS: Mapping[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
 
 
-def _of_text(row: Mapping[str, str]) -> Measured:
-    return Measured(**{field.name: _READERS[str(field.type)](row[field.name]) for field in fields(Measured)})
+def read_rows(path: Path, kind: type[_Kept]) -> list[_Kept]:
+    """The rows of a CSV file, none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [kind(**{field.name: _READERS[str(field.type)](row[field.name]) for field in fields(kind)}) for row in csv.DictReader(file)]
 
 
-def _csv(rows: Sequence[Measured]) -> str:
-    file = StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Measured)], lineterminator="\n")
+def write_rows(path: Path, rows: Sequence[_Kept]) -> None:
+    """All rows, of one kind, in place of the file."""
+    text = StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    return file.getvalue()
+    with atomic_file(path, overwrite=True) as file:
+        file.write(text.getvalue().encode())
 
 
 def table(problem: Problem, rows: Sequence[Measured]) -> list[str]:
@@ -345,15 +349,24 @@ def papers() -> list[str]:
     return [*lines, *(f"| {source} | {network} | {figures} |" for source, network, figures in PAPERS), ""]
 
 
-def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
-    """Measure what has not been; write tables and plots unless `quick`. Returns 1 where there is nothing to measure."""
+def images(root: Path, data: Path | None) -> tuple[Path, Path] | None:
+    """The folders of images and of checkpoints; told where there are none."""
     more, folder = fetched(), data_folder(root, data)
     if folder is None or not ((more / "mnist").is_dir() or (more / "cifar10").is_dir()):
         print("No images to train on ($MODELCODEC_MORE with mnist/ and cifar10/), or no data folder (--data, $MODELCODEC_DATA).", file=sys.stderr)
-        return 1
+        return None
     torch.set_num_threads(1)
+    return more, folder
+
+
+def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
+    """Measure what has not been; write tables and plots unless `quick`. Returns 1 where there is nothing to measure."""
+    found = images(root, data)
+    if found is None:
+        return 1
+    more, folder = found
     scale = Effort.here(quick)
-    place = _slug(torch.cuda.get_device_name() if scale.device == "cuda" else machine())
+    place = scale.place
     results = Results(None if quick else root / "benchmarks" / "results" / f"train-{place}.csv")
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) if quick else more / f"train-{place}"
@@ -365,7 +378,7 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
                 continue
             lines += table(problem, rows)
             if not quick:
-                name = f"train-{_slug(problem.name)}.svg"
+                name = f"train-{slug(problem.name)}.svg"
                 (root / "docs" / name).write_text(plot(problem.name, rows))
                 lines += [f"![Accuracy against bytes, {problem.name}]({name})", ""]
     lines += [*papers(), f"{place}, torch {torch.__version__}, modelcodec {modelcodec.__version__}."]
@@ -385,5 +398,5 @@ def _measured_all(problem: Problem, results: Results, scale: Effort, kept: Path,
                 results.add(measured(row, problem, scale, kept))
             except BadRecipe as error:
                 print(f"{row.problem}, {row.method}: {error}", file=sys.stderr)
-            _checkpoint(row, kept).unlink(missing_ok=True)
+            checkpoint_of(row, kept).unlink(missing_ok=True)
     return [m for m in results.rows if m.problem == problem.name]

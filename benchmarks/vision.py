@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from benchmarks.accuracy import MEAN, SPREAD, accuracy, net_of
 from modelcodec.fit.training.task import Task
 
 Labelled = tuple[Tensor, Tensor]
+HELD_OUT = 10
+"""One in so many training images, the last ones, may be kept back to choose options on."""
 
 
 class LeNet(nn.Module):
@@ -38,6 +41,7 @@ def fetched(given: Path | None = None) -> Path:
     return given or Path(os.environ.get("MODELCODEC_MORE", "more"))
 
 
+@lru_cache(maxsize=2)
 def mnist(more: Path, kind: str) -> Labelled:
     """All images of `train` or `t10k`, mean 0 and spread 1."""
     folder = more / "mnist" / "data"
@@ -46,6 +50,7 @@ def mnist(more: Path, kind: str) -> Labelled:
     return (torch.from_numpy(pixels.copy()).float() / 255 - 0.1307) / 0.3081, torch.from_numpy(labels.astype(np.int64))
 
 
+@lru_cache(maxsize=2)
 def cifar10(more: Path, kind: str) -> Labelled:
     """All images of `train` or `test`, normalized as the given checkpoints want it."""
     from PIL import Image
@@ -96,10 +101,18 @@ def _task(model: Callable[[], nn.Module], train: Labelled, test: Labelled, epoch
     return Task(lambda: model().to(device), lambda epoch: Shuffled(train, 100, moved), _loss, lambda net: accuracy(net.eval(), test), adam, epochs=epochs)
 
 
+def _parts(train: Labelled, test: Labelled, images: int | None, held_out: bool) -> tuple[Labelled, Labelled]:
+    """The first `images` to train on, and what to score on: with `held_out` training images that are not trained on, else the test images."""
+    (x, y), left = train, len(train[1]) - len(train[1]) // HELD_OUT
+    n = min(len(y) if images is None else images, left if held_out else len(y))
+    return (x[:n], y[:n]), (x[left:], y[left:]) if held_out else test
+
+
 def lenet_task(
-    more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, Tensor] | None = None, images: int | None = None, device: str = "cpu"
-) -> Task:
-    """LeNet on (the first `images` of) MNIST, from a `state` or from a random one."""
+    more: Path, epochs: int, rate: float = 1e-3, state: Mapping[str, Tensor] | None = None, images: int | None = None, device: str = "cpu", *,
+    held_out: bool = False,
+) -> Task:  # fmt: skip
+    """LeNet on (the first `images` of) MNIST, from a `state` or from a random one; `held_out`: scored on training images kept back."""
 
     def model() -> nn.Module:
         net = LeNet()
@@ -107,8 +120,7 @@ def lenet_task(
             net.load_state_dict(dict(state))
         return net
 
-    x, y = mnist(more, "train")
-    return _task(model, (x[:images], y[:images]), mnist(more, "t10k"), epochs, rate, False, device)
+    return _task(model, *_parts(mnist(more, "train"), mnist(more, "t10k"), images, held_out), epochs, rate, False, device)
 
 
 def resnet20_state(checkpoint: Path) -> dict[str, Tensor]:
@@ -117,8 +129,9 @@ def resnet20_state(checkpoint: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.float() for name, value in loaded["state_dict"].items()}
 
 
-def resnet20_task(more: Path, checkpoint: Path, epochs: int, rate: float = 1e-3, images: int | None = None, device: str = "cpu") -> Task:
-    """ResNet-20 on (the first `images` of) CIFAR-10, from a checkpoint of 91.73 %."""
+def resnet20_task(
+    more: Path, checkpoint: Path, epochs: int, rate: float = 1e-3, images: int | None = None, device: str = "cpu", *, held_out: bool = False
+) -> Task:
+    """ResNet-20 on (the first `images` of) CIFAR-10, from a checkpoint of 91.73 %; `held_out`: scored on training images kept back."""
     state = resnet20_state(checkpoint)
-    x, y = cifar10(more, "train")
-    return _task(lambda: net_of(state), (x[:images], y[:images]), cifar10(more, "test"), epochs, rate, True, device)
+    return _task(lambda: net_of(state), *_parts(cifar10(more, "train"), cifar10(more, "test"), images, held_out), epochs, rate, True, device)

@@ -19,6 +19,7 @@ from modelcodec.errors import BadRecipe  # noqa: E402
 from modelcodec.fit import KMeans  # noqa: E402
 from modelcodec.fit.rules import Ruled  # noqa: E402
 from modelcodec.fit.training import parse_method  # noqa: E402
+from modelcodec.fit.training.gradual import Gradual  # noqa: E402
 from modelcodec.fit.training.learned_step import LearnedStep  # noqa: E402
 from modelcodec.fit.training.loop import Passed, train  # noqa: E402
 from modelcodec.fit.training.method import Data, Joined, Method, Trained, Training  # noqa: E402
@@ -168,6 +169,26 @@ def test_rates_and_shares_move_from_0_to_1() -> None:
     assert (len(training.calls), training.calls[14:16], training.calls[-1]) == (32, [0.0, 0.5], 1)
 
 
+@pytest.mark.parametrize("length", [10, 20, 1500])
+def test_a_wrong_length_ends_schedules_all_the_same_and_is_told(length: int, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Misled(Noisy):
+        def __len__(self) -> int:
+            return length
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return iter(list(Noisy()))
+
+    task, method = replace(_noisy_task(2), batches=lambda epoch: Misled()), Gradual(0.5, end=1.0)
+    trained = train(task, method)
+    assert len(trained.remarks) == 1
+    assert trained.remarks[0].startswith(f"batches(1) has the length {length} and gave 15 batches")
+    weight = trained.model.state_dict()["body.conv2.weight"]
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    _interrupted(task, method, tmp_path / "c", after=20, kind=Killed, save_seconds=-1)
+    assert all(torch.equal(tensor, _state(trained)[name]) for name, tensor in _state(train(task, method, checkpoint=tmp_path / "c")).items())
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -271,6 +292,29 @@ def test_tied_weights_are_saved_once(tmp_path: Path, method: Method) -> None:
     other = Tied()
     load_model(other, tmp_path / "tied.safetensors")
     assert torch.equal(other.head.weight, trained.model.head.weight)
+
+
+def test_the_models_own_parametrizations_are_computed_into_the_file_and_told(tmp_path: Path) -> None:
+    model, x = Residual(), digits()[0][:20]
+    for conv in (model.conv2, model.conv3):
+        nn.utils.parametrizations.weight_norm(conv)
+    trained = LearnedStep(4).begin(model).finish()
+    assert trained.remarks == (
+        "the file has tensors as the layers see them, for a model without parametrizations of its own, which this one had: "
+        "conv2.weight by WeightNorm, conv3.weight by WeightNorm",
+    )
+    trained.save(tmp_path / "plain.mcodec.safetensors")
+    plain = Residual()
+    plain.load_state_dict(modelcodec.load_file(tmp_path / "plain.mcodec.safetensors", "pt"))
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(x), trained.model.eval()(x))
+    assert LearnedStep(4).begin(Residual()).finish().remarks == ()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_a_hook_makes_are_refused() -> None:
+    with pytest.raises(BadRecipe, match=r"^weight is no parameter: a hook makes it"):
+        LearnedStep(4).begin(nn.utils.weight_norm(nn.Linear(30, 30)))
 
 
 def test_a_task_of_names() -> None:

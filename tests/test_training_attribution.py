@@ -21,15 +21,12 @@ from modelcodec.fit.training.attribution import Attribution  # noqa: E402
 from modelcodec.fit.training.learned_step import LearnedStep  # noqa: E402
 from modelcodec.fit.training.loop import train  # noqa: E402
 from modelcodec.fit.training.method import Method  # noqa: E402
+from modelcodec.fit.training.plain import Plain  # noqa: E402
 from tests.digits import Residual, check_method, digits, digits_task  # noqa: E402
 
 
 def _trained() -> dict[str, torch.Tensor]:
-    class Nothing(Method):
-        def begin(self, model: nn.Module, data: object = None) -> object:
-            return LearnedStep(8).begin(model)
-
-    return train(digits_task(Residual, epochs=2), Nothing()).model.state_dict()
+    return train(digits_task(Residual, epochs=2), Plain()).model.state_dict()
 
 
 @pytest.fixture(scope="module")

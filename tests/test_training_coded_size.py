@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from digits import accuracy, check_method, digits_task, perceptron  # noqa: E402
+from digits import Residual, accuracy, check_method, digits_task, perceptron  # noqa: E402
 
 import modelcodec  # noqa: E402
 from modelcodec.errors import BadRecipe  # noqa: E402
@@ -17,14 +17,31 @@ from modelcodec.fit.training import parse_method  # noqa: E402
 from modelcodec.fit.training.coded_size import CodedSize, Priced  # noqa: E402
 from modelcodec.fit.training.dkm import DKM  # noqa: E402
 from modelcodec.fit.training.loop import train  # noqa: E402
+from modelcodec.fit.training.plain import Plain  # noqa: E402
 from modelcodec.fit.trellis import Quantizer  # noqa: E402
 from modelcodec.formats import container  # noqa: E402
 
 
-def test_trains_resumes_and_ends_on_the_grid(tmp_path: Path) -> None:
-    _, path = check_method(CodedSize(1e-5, 0.1), digits_task(), tmp_path)
+@pytest.mark.parametrize("round_at", [0.75, 0.2])
+def test_trains_resumes_and_ends_on_the_grid(round_at: float, tmp_path: Path) -> None:
+    _, path = check_method(CodedSize(1e-5, 0.1, round_at=round_at), digits_task(), tmp_path)
     archive = container.read(memoryview(path.read_bytes()), "coded size")
     assert all(str(archive.frame_head(entry, 0).root).startswith("grid") for entry in archive.tensors if len(entry.spec.shape) > 1)
+
+
+def test_norms_are_trained_with_the_weights_of_the_file() -> None:
+    state = train(digits_task(lambda: Residual(16), epochs=6, rate=1e-2), Plain()).model.state_dict()
+
+    def model() -> torch.nn.Module:
+        net = Residual(16)
+        net.load_state_dict(state)
+        return net
+
+    coarse, scores = 1.4 * float(state["conv3.weight"].square().mean().sqrt()), []
+    for round_at in (1.0, 0.5):
+        scores.append(accuracy(train(digits_task(model, epochs=2, rate=1e-3), CodedSize(1e-6, coarse, round_at=round_at)).model))
+    assert scores[1] > scores[0] + 0.1
+    assert scores[1] > 0.8
 
 
 @pytest.mark.parametrize("states", [1, 8])
@@ -81,7 +98,7 @@ def test_without_a_step_it_prices_what_another_method_leaves(tmp_path: Path) -> 
 
 
 def test_bad_options_are_refused() -> None:
-    for text in ("coded_size(-1)", "coded_size(1, -1)", "coded_size(1, every=0)"):
+    for text in ("coded_size(-1)", "coded_size(1, -1)", "coded_size(1, every=0)", "coded_size(1, round_at=2)"):
         with pytest.raises(BadRecipe, match="coded_size"):
             parse_method(text)
     assert parse_method("dkm(8) | coded_size(1e-7)") == DKM(8) | CodedSize(1e-7)

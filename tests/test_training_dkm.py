@@ -18,7 +18,8 @@ from modelcodec.fit.rules import Ruled  # noqa: E402
 from modelcodec.fit.training import parse_method  # noqa: E402
 from modelcodec.fit.training.dkm import DKM, Clusters, _Attend  # noqa: E402
 from modelcodec.fit.training.loop import train  # noqa: E402
-from modelcodec.fit.training.method import Method, Trained, Training  # noqa: E402
+from modelcodec.fit.training.method import Trained  # noqa: E402
+from modelcodec.fit.training.plain import Plain  # noqa: E402
 from modelcodec.formats import container  # noqa: E402
 
 
@@ -58,7 +59,7 @@ def test_vectors_are_few(tmp_path: Path) -> None:
 
 
 def test_ends_better_than_kmeans_of_the_same_network(tmp_path: Path) -> None:
-    start = train(digits_task(epochs=6, rate=1e-2), Nothing()).model.state_dict()
+    start = train(digits_task(epochs=6, rate=1e-2), Plain()).model.state_dict()
 
     def begun() -> torch.nn.Module:
         model = perceptron()
@@ -118,19 +119,6 @@ def test_bad_options_are_refused() -> None:
     torch.nn.init.zeros_(zeros.weight)
     with pytest.raises(BadRecipe, match="nothing but zeros"):
         DKM(16).begin(zeros)
-
-
-class Nothing(Method):
-    """Training as it is without the codec."""
-
-    def begin(self, model: torch.nn.Module, data: object = None) -> Training:
-        return _Plain(model)
-
-
-class _Plain(Training):
-    def harden(self) -> None:
-        return None
-
 
 
 def test_looking_at_clusters_while_resuming_does_not_move_them(tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ def test_what_is_counted_is_the_entropy_and_falls_along_its_gradient() -> None:
     assert torch.autograd.gradcheck(counted_bits, small)
 
 
+@pytest.mark.parametrize("place", [0.25, 0.250001, 0.25001, 0.2501])
+def test_weights_that_barely_count_for_an_empty_index_have_a_gradient(place: float) -> None:
+    x = torch.tensor([0.0, place, -0.1], requires_grad=True)
+    counted_bits(x).backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+    assert -1e-6 < float(x.grad[1]) < 0.1  # the cosine of half of pi is not quite 0
+
+
 def test_weights_up_to_the_edge_are_zero_and_others_on_steps_of_the_scale() -> None:
     torch.manual_seed(0)
     transform = Transform(0.1)

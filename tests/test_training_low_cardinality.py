@@ -182,6 +182,35 @@ def test_tied_weights_are_rounded_once_and_stay_tied() -> None:
         Binary().begin(_Tied())
 
 
+class _TiedKernels(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.again.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.first(x))
+
+
+def test_tied_kernels_are_selected_once_and_stay_tied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    training = BinaryKernels(4).begin(_TiedKernels())
+    optimizer = torch.optim.Adam(training.model.parameters(), 0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        training.model(torch.randn(4, 8, 8, 8)).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        seen = training.model.first.weight.clone()
+    trained = training.finish()
+    assert trained.model.first.weight is trained.model.again.weight
+    assert torch.equal(trained.model.first.weight, seen)
+    trained.save(tmp_path / "tied.mcodec.safetensors")
+    stored = modelcodec.load_file(tmp_path / "tied.mcodec.safetensors", "pt")
+    assert "again.weight" not in stored
+    assert torch.equal(stored["first.weight"], seen)
+
+
 @pytest.mark.parametrize("bits", [3, 8])
 def test_bfloat16_models_keep_their_levels(bits: int, tmp_path: Path) -> None:
     trained = LearnedStep(bits, rows=True).begin(perceptron().to(torch.bfloat16)).finish()

@@ -37,6 +37,7 @@ METHODS: dict[str, str] = {
     "pranc": "pranc:PRANC",
     "projection": "projection:Projection",
     "supermask": "supermask:Supermask",
+    "plain": "plain:Plain",
 }
 
 

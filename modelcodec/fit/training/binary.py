@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from modelcodec.fit.training.levels import LevelTraining, OnLevels, chosen_weights, mean_magnitude, straight_through
+from modelcodec.fit.training.levels import LevelTraining, OnLevels, mean_magnitude
 from modelcodec.fit.training.method import Data, Method
+from modelcodec.fit.training.weights import chosen_weights, straight_through
 
 
 @dataclass(frozen=True, slots=True)

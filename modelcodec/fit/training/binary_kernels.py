@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.kmeans import plan_of
-from modelcodec.fit.training.levels import chosen_weights, mean_magnitude, straight_through
+from modelcodec.fit.training.levels import mean_magnitude
 from modelcodec.fit.training.method import Data, Method, Training
-from modelcodec.fit.training.weights import Planned, Weight
+from modelcodec.fit.training.weights import Planned, Weight, chosen_weights, straight_through
 from modelcodec.types import Array
 
 _MOST_PLACES = 9
@@ -54,6 +54,7 @@ class Selected(nn.Module):
 
     patterns: Tensor
     began: Tensor
+    holding, held = False, None
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
@@ -72,12 +73,21 @@ class Selected(nn.Module):
         return straight_through(relaxed.exp(), nn.functional.one_hot(chosen, len(self.patterns)).to(relaxed.dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.held is not None:
+            return self.held
         kernels = weight.float().reshape(-1, self.patterns.shape[1])
         listed = self.selection() @ self.patterns
         nearest = (kernels.detach() @ listed.detach().T).argmax(1)
         inside = kernels.clamp(-1, 1)
         found = (listed[nearest] + (inside - inside.detach())) * mean_magnitude(kernels, rows=False)
-        return found.reshape(weight.shape).to(weight.dtype)
+        value = found.reshape(weight.shape).to(weight.dtype)
+        if self.holding:
+            self.held = value
+        return value
+
+    def hold(self) -> None:
+        """Give the next call's value from then on: when a tied weight is baked in at one layer, the next layer must not select again."""
+        self.holding = True
 
 
 def sinkhorn(scores: Tensor) -> Tensor:
@@ -105,14 +115,20 @@ class KernelSelection(Training):
 
     def __init__(self, model: nn.Module, weights: list[Weight], bits: int) -> None:
         super().__init__(model)
-        self._weights = weights
+        self._selected: list[tuple[Weight, Selected]] = []
         for weight in weights:
             tensor = weight.tensor.detach()
-            weight.parametrize(Selected(tensor.float(), bits).to(tensor.device))
+            self._selected.append((weight, Selected(tensor.float(), bits).to(tensor.device)))
+            weight.parametrize(self._selected[-1][1])
 
     def harden(self) -> Planned:
+        plans = {}
         with torch.no_grad():
-            found = [weight.values(weight.tensor) for weight in self._weights]
-        sizes = [weight.tensor[0, 0].numel() for weight in self._weights]
-        plans = [plan_of(values, values.words, size) for values, size in zip(found, sizes, strict=True)]
-        return Planned({values.spec.name: plan for values, plan in zip(found, plans, strict=True) if plan is not None})
+            for weight, selected in self._selected:
+                selected.hold()
+                last = weight.tensor
+                values = weight.values(last)
+                plan = plan_of(values, values.words, last[0, 0].numel())
+                if plan is not None:
+                    plans[weight.name] = plan
+        return Planned(plans)

@@ -11,7 +11,7 @@ densities; the codec's forecasts in their place are our own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +23,14 @@ from torch.nn import functional
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.training.method import Data, Method, Training
-from modelcodec.fit.training.weights import Planned, Weight, tensor_of, usual_weights, weights_of
+from modelcodec.fit.training.weights import Planned, Weight, straight_through, tensor_of, usual_weights, weights_of
 from modelcodec.fit.trellis import DEFAULT, REACH, Quantizer
 from modelcodec.fitted import Weights
 from modelcodec.kernels import context_coder
 from modelcodec.kernels.context_coder import Geometry
 from modelcodec.kernels.trellis import CODES, Code, search
 from modelcodec.pool import ordered, thread_count
+from modelcodec.stage import Plan
 from modelcodec.stages.grid import NO_SHIFTS, Path, first_mean_of
 
 _MOST_LEVELS = 1 << 12
@@ -83,14 +84,16 @@ class Forecast:
 class Priced(nn.Module):
     """A parametrization that keeps what goes through it, for its price.
 
-    With a `step`, the grid's search will round the weight in the end: until then the layer computes with the error that rounding had at the last forecast, so
+    With a `step`, the grid's search rounds the weight at some time: until then the layer computes with the error that rounding had at the last forecast, so
     that it learns to bear it. Without, another method rounds before: the weight must have few values, which count as neighbouring places of a grid.
     """
 
     forecast: Forecast | None = None
     error: Tensor | None = None
     levels: Tensor | None = None
+    unrounded: Tensor | None = None
     held: Tensor | None = None
+    plan: Plan | None = None
 
     def __init__(self, name: str, step: float, quantizer: Quantizer) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class Priced(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.held is not None:
-            return self.held
+            return straight_through(weight, self.held)
         self._given[:] = [weight]
         return weight if self.error is None else weight + self.error
 
@@ -120,6 +123,13 @@ class Priced(nn.Module):
         self.forecast = Forecast.of(indices, weight, code)
         estimate = float(self.bits(weight))
         self.forecast = replace(self.forecast, scale=self.forecast.n_bits / max(estimate, 1.0))
+
+    def round(self, weight: Tensor) -> None:
+        """Give this weight on the grid from then on, whatever the weight."""
+        before = weights_of(self.name, weight)
+        quantized = self.quantizer.quantize(before, self.step)
+        self.unrounded, self.plan = weight.detach().clone(), quantized.plan()
+        self.held = tensor_of(Weights(before.spec, quantized.words), weight)
 
     def _on_grid(self, weight: Tensor) -> tuple[Indices, Code]:
         code = CODES[self.quantizer.states]
@@ -144,7 +154,7 @@ class Priced(nn.Module):
     def state(self) -> dict[str, Any]:
         assert self.forecast is not None
         forecast = {name: getattr(self.forecast, name) for name in Forecast.__slots__}
-        return {"forecast": forecast, "error": self.error, "levels": self.levels}
+        return {"forecast": forecast, "error": self.error, "levels": self.levels, "unrounded": self.unrounded}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         def moved(x: Any) -> Any:
@@ -152,6 +162,8 @@ class Priced(nn.Module):
 
         self.forecast = Forecast(**{name: moved(x) for name, x in state["forecast"].items()})
         self.error, self.levels = moved(state["error"]), moved(state["levels"])
+        if state["unrounded"] is not None:
+            self.round(moved(state["unrounded"]))
 
 
 def _ranks(x: Tensor, levels: Tensor) -> Tensor:
@@ -169,17 +181,21 @@ class CodedSize(Method):
 
     Without a step it only adds to the loss, for the values that the methods before it leave: `lsq(3) | coded_size(1e-6)`. A larger price makes the file smaller
     at the same step; a larger step, too. every: optimizer steps from one forecast to the next, each some half a microsecond a weight on one processor core.
-    memory: three numbers a weight.
+    round_at: a share of the training, after which the weights stand on their grid, so that norms and biases are trained, and measure, with what the file will
+    have. memory: three numbers a weight.
     """
 
     price: float
     step: float = 0.0
     every: int = 20
+    round_at: float = 0.75
     quantizer: Quantizer = DEFAULT
 
     def __post_init__(self) -> None:
         if not 0 <= self.price < math.inf or not 0 <= self.step < math.inf or self.every < 1:
             raise BadRecipe(f"coded_size: price = {self.price}, step = {self.step}, every = {self.every}; they are 0 or more, and every is 1 or more")
+        if not 0 <= self.round_at <= 1:
+            raise BadRecipe(f"coded_size: round_at = {self.round_at}; it is a share of the training, 0 to 1")
 
     def begin(self, model: nn.Module, data: Data | None = None) -> CodedSizes:
         return CodedSizes(model, self)
@@ -196,7 +212,7 @@ class CodedSizes(Training):
             self._weights.append((weight, Priced(weight.name, method.step, method.quantizer)))
             weight.parametrize(self._weights[-1][1])
         for _ in range(2 if method.step else 1):  # the second search knows what bits cost
-            self._look()
+            self._each(Priced.look)
 
     @property
     def n_bytes(self) -> float:
@@ -213,16 +229,24 @@ class CodedSizes(Training):
 
     def after_step(self, done: float) -> None:
         self._steps += 1
-        if self._steps % self._method.every == 0:
-            self._look()
+        if self._rounded:
+            return
+        if self._method.step and done >= self._method.round_at:
+            self._each(Priced.round)
+        elif self._steps % self._method.every == 0:
+            self._each(Priced.look)
+
+    @property
+    def _rounded(self) -> bool:
+        return self._weights[0][1].held is not None
 
     @torch.no_grad()
-    def _look(self) -> None:
-        def look(job: tuple[Priced, Tensor]) -> None:
+    def _each(self, work: Callable[[Priced, Tensor], None]) -> None:
+        def one(job: tuple[Priced, Tensor]) -> None:
             with torch.no_grad():  # which is a thread's own
-                job[0].look(job[1])
+                work(*job)
 
-        for _ in ordered(look, [(priced, _given(weight, priced)) for weight, priced in self._weights], min(thread_count(None), len(self._weights))):
+        for _ in ordered(one, [(priced, _given(weight, priced)) for weight, priced in self._weights], min(thread_count(None), len(self._weights))):
             pass
 
     def state(self) -> dict[str, Any]:
@@ -233,18 +257,12 @@ class CodedSizes(Training):
         for weight, priced in self._weights:
             priced.restore(state["weights"][weight.name], weight.tensor.device)
 
-    @torch.no_grad()
     def harden(self) -> Planned | None:
         if not self._method.step:
             return None
-        plans = {}
-        for weight, priced in self._weights:
-            given = _given(weight, priced)
-            before = weights_of(weight.name, given)
-            quantized = self._method.quantizer.quantize(before, self._method.step)
-            priced.held = tensor_of(Weights(before.spec, quantized.words), given)
-            plans[weight.name] = quantized.plan()
-        return Planned(plans)
+        if not self._rounded:
+            self._each(Priced.round)
+        return Planned({weight.name: priced.plan for weight, priced in self._weights if priced.plan is not None})
 
 
 def _given(weight: Weight, priced: Priced) -> Tensor:

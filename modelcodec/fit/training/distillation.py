@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from modelcodec.errors import BadRecipe
-from modelcodec.fit.training.method import Data, Method, Training
+from modelcodec.fit.training.method import Data, Method, Training, of_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def original_of(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     for module in [each for each in copied.modules() if isinstance(each, parametrize.ParametrizationList)]:
         for number, how in enumerate(list(module)):
-            if not type(how).__module__.startswith("modelcodec."):
+            if not of_method(how):
                 continue  # the user's own, without which it is another network
             if not number and not hasattr(module, "original"):
                 raise BadRecipe("the method before this one makes weights of something else, and nothing is left of the original to learn from; put it behind")

@@ -18,9 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.kmeans import Floats, cluster, plan_of, shortened
-from modelcodec.fit.training.levels import chosen_weights
 from modelcodec.fit.training.method import Data, Method, Training
-from modelcodec.fit.training.weights import Planned, Weight, weights_of
+from modelcodec.fit.training.weights import Planned, Weight, chosen_weights, weights_of
 from modelcodec.fitted import values_of
 from modelcodec.kernels import kmeans as kernels
 from modelcodec.stages.codebook import MOST_DIMENSION, MOST_ENTRIES

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.kmeans import plan_of
 from modelcodec.fit.training.distillation import Distill
-from modelcodec.fit.training.levels import chosen_weights, straight_through
 from modelcodec.fit.training.method import Data, Method, Training
-from modelcodec.fit.training.weights import Planned, Weight, weights_of
+from modelcodec.fit.training.weights import Planned, Weight, chosen_weights, straight_through, weights_of
 
 _NARROWEST, _WIDEST = 0.25, 1.0
 """Half the width of the kernel, in intervals, is the range of the indices over _RESOLUTION (the paper's), inside these bounds: with few indices hardly
@@ -49,6 +48,7 @@ def counted_bits(x: Tensor) -> Tensor:
     counts = x.new_zeros(high - low + 1)
     for offset, share in ((-1, under), (0, upto - under), (1, 1 - upto)):
         counts = counts.index_add(0, nearest.long() + offset - low, share)
+    counts = counts[counts > 0]  # a share just inside the kernel rounds to 0, and the logarithm's gradient at a count of 0 is no number
     bits: Tensor = -torch.special.xlogy(counts, counts / x.numel()).sum() / math.log(2)
     return bits
 

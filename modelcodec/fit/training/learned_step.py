@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from modelcodec.errors import BadRecipe
-from modelcodec.fit.training.levels import STEPS, LevelTraining, OnLevels, at_rows, chosen_weights, mean_magnitude, straight_through
+from modelcodec.fit.training.levels import STEPS, LevelTraining, OnLevels, at_rows, mean_magnitude
 from modelcodec.fit.training.method import Data, Method
+from modelcodec.fit.training.weights import chosen_weights, straight_through
 
 
 @dataclass(frozen=True, slots=True)

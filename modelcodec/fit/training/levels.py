@@ -5,19 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modelcodec import planner
-from modelcodec.errors import BadRecipe
 from modelcodec.fit.calibration import Calibration
 from modelcodec.fit.chain import Fit, cheapest
 from modelcodec.fit.training.method import Training
-from modelcodec.fit.training.weights import Weight, usual_weights
+from modelcodec.fit.training.weights import Weight, straight_through
 from modelcodec.fit.trellis import plan_of
 from modelcodec.fitted import FittedTensor, Weights
 from modelcodec.kernels.trellis import MOST_INDEX
@@ -30,22 +27,6 @@ _MOST_EXCEPTIONS = 16
 """With more than one weight in so many on no level, the tensor is something else."""
 
 
-class _Replaced(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """The value, exactly, whose gradient goes to x as if it were x (Bengio, Léonard & Courville, arXiv 1308.3432)."""
-    replaced: Tensor = _Replaced.apply(x, value.detach())  # type: ignore[no-untyped-call]
-    return replaced
-
-
 def mean_magnitude(weight: Tensor, rows: bool) -> Tensor:
     """Of each row, shaped to multiply with it, or of all weights."""
     return weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True) if rows else weight.abs().mean()
@@ -54,20 +35,6 @@ def mean_magnitude(weight: Tensor, rows: bool) -> Tensor:
 def at_rows(numbers: Tensor, weight: Tensor) -> Tensor:
     """One number for all, or one a row, shaped to multiply with the weight."""
     return numbers.view(-1, *(1,) * (weight.dim() - 1)) if numbers.dim() else numbers
-
-
-def chosen_weights(model: nn.Module, exact: str, embeddings: bool) -> list[Weight]:
-    """The usual weights, embeddings only where wanted, without those whose names match one of the patterns in `exact` (as in `conv1* fc*`). Raises BadRecipe
-    where none are left."""
-    found = [
-        weight
-        for weight in usual_weights(model)
-        if (embeddings or not any(isinstance(layer, nn.Embedding) for layer in weight.layers))
-        and not any(fnmatchcase(weight.name, pattern) for pattern in exact.split())
-    ]
-    if not found:
-        raise BadRecipe(f"no weights are left to train for the file: exact = {exact!r}, and embeddings {'count' if embeddings else 'do not count'}")
-    return found
 
 
 class OnLevels(nn.Module, ABC):

@@ -68,6 +68,7 @@ def train(
     run = _Run(task, training, optimizer, of, checkpoint)
     epoch, step, generators = run.resumed()
     saved = time.monotonic()
+    remarks: tuple[str, ...] = ()
     while epoch < task.epochs:
         for passed in run.epoch(epoch, step, seed, generators):
             place = (epoch + 1, 0) if passed.ended else (epoch, passed.step)
@@ -80,10 +81,21 @@ def train(
             if time.monotonic() - saved > save_seconds:
                 run.save(*place)
                 saved = time.monotonic()
+            if passed.ended:
+                remarks = _of_length(passed)
         epoch, step, generators = epoch + 1, 0, None
         run.save(epoch, 0)
     training.model.eval()
-    return training.finish()
+    trained = training.finish()
+    return replace(trained, remarks=trained.remarks + remarks)
+
+
+def _of_length(passed: Passed) -> tuple[str, ...]:
+    """What there is to tell of a pass that gave more or fewer batches than its length told."""
+    if passed.n_steps in (None, passed.step):
+        return ()
+    told = f"batches({passed.epoch}) has the length {passed.n_steps} and gave {passed.step} batches, so that rates and schedules moved by leaps"
+    return (f"{told}; let its length be their number, or give it none",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +130,7 @@ class _Run:
             _set_generators(generators)
 
         def done(step: int) -> float:
-            return (epoch + (step / n_steps if n_steps else 0.0)) / task.epochs
+            return (epoch + (min(step / n_steps, 1.0) if n_steps else 0.0)) / task.epochs
 
         passed = None
         for step, batch in enumerate(left, begin):
@@ -127,7 +139,7 @@ class _Run:
             yield passed
         if passed is None and (n_skipped < begin or not begin):
             raise BadRecipe(f"batches({epoch}) gives {n_skipped} batches, at least {max(begin, 1)} are needed")
-        if n_steps is None:
+        if n_steps is None or (passed is not None and passed.step < n_steps):
             training.after_step((epoch + 1) / task.epochs)
         if passed is not None:
             yield replace(passed, ended=True, score=scored(task, training.model))

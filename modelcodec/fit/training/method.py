@@ -30,6 +30,7 @@ from modelcodec.report import Report
 
 Data = Iterable[tuple[Any, Any]]
 """Batches of inputs and labels."""
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,11 @@ class Training(ABC):
         return ()
 
     def finish(self) -> Trained:
-        """End the training: parametrizations are gone, their values stay."""
+        """End the training: parametrizations are gone, their values stay. Of the model's own a remark tells."""
         fit = self.harden()
+        own = _own_parametrizations(self.model)
         bake(self.model)
-        return Trained(self.model, fit, self.remarks())
+        return Trained(self.model, fit, self.remarks() + own)
 
 
 class Method(ABC):
@@ -143,6 +145,28 @@ class _Both(Training):
 
     def remarks(self) -> tuple[str, ...]:
         return self._parts[0].remarks() + self._parts[1].remarks()
+
+
+def of_method(parametrization: nn.Module) -> bool:
+    """Whether a method put it there; else it is the model's own."""
+    return type(parametrization).__module__.startswith("modelcodec.")
+
+
+def _own_parametrizations(model: nn.Module) -> tuple[str, ...]:
+    """A line where the model has any."""
+    found = {
+        f"{name}.{tensor}".removeprefix("."): type(how).__name__.removeprefix("_")
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for tensor, each in module.parametrizations.items()
+        for how in each
+        if not of_method(how)
+    }
+    if not found:
+        return ()
+    some = ", ".join(f"{name} by {how}" for name, how in list(found.items())[:_MOST_NAMED])
+    left = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return (f"the file has tensors as the layers see them, for a model without parametrizations of its own, which this one had: {some}{left}",)
 
 
 def bake(model: nn.Module) -> None:

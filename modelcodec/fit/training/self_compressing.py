@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from modelcodec.errors import BadRecipe
 from modelcodec.fit.training.learned_step import first_octaves
-from modelcodec.fit.training.levels import LevelTraining, OnLevels, at_rows, chosen_weights, straight_through
+from modelcodec.fit.training.levels import LevelTraining, OnLevels, at_rows
 from modelcodec.fit.training.method import Data, Method
-from modelcodec.fit.training.weights import Weight
+from modelcodec.fit.training.weights import Weight, chosen_weights, straight_through
 
 
 @dataclass(frozen=True, slots=True)

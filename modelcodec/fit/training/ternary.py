@@ -9,8 +9,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from modelcodec.errors import BadRecipe
-from modelcodec.fit.training.levels import LevelTraining, OnLevels, chosen_weights, mean_magnitude, straight_through
+from modelcodec.fit.training.levels import LevelTraining, OnLevels, mean_magnitude
 from modelcodec.fit.training.method import Data, Method
+from modelcodec.fit.training.weights import chosen_weights, straight_through
 
 KINDS = ("absmean", "twn")
 _THRESHOLD = 0.7

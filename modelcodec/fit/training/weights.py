@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,8 @@ def usual_weights(model: nn.Module) -> list[Weight]:
     for name, module in model.named_modules():
         if isinstance(module, LAYERS) and module.weight.dtype in _DTYPES:
             weight = f"{name}.weight" if name else "weight"
+            if "weight" not in module._parameters and not parametrize.is_parametrized(module, "weight"):
+                raise BadRecipe(f"{weight} is no parameter: a hook makes it, as torch.nn.utils.weight_norm has it; remove it, or use one of parametrizations")
             if is_usual(TensorSpec(weight, DTYPE_BY_NAME[_DTYPES[module.weight.dtype]], tuple(module.weight.shape))):
                 found.setdefault(id(_stored(module)), (weight, []))[1].append(module)
     if not found:
@@ -62,12 +66,42 @@ def usual_weights(model: nn.Module) -> list[Weight]:
     return [Weight(name, tuple(layers)) for name, layers in found.values()]
 
 
+def chosen_weights(model: nn.Module, exact: str, embeddings: bool) -> list[Weight]:
+    """The usual weights, embeddings only where wanted, without those whose names match one of the patterns in `exact` (as in `conv1* fc*`). Raises BadRecipe
+    where none are left."""
+    found = [
+        weight
+        for weight in usual_weights(model)
+        if (embeddings or not any(isinstance(layer, nn.Embedding) for layer in weight.layers))
+        and not any(fnmatchcase(weight.name, pattern) for pattern in exact.split())
+    ]
+    if not found:
+        raise BadRecipe(f"no weights are left to train for the file: exact = {exact!r}, and embeddings {'count' if embeddings else 'do not count'}")
+    return found
+
+
 def _stored(module: nn.Module) -> object:
     """What is the same object for layers that share a weight."""
     if not parametrize.is_parametrized(module, "weight"):
         return module.weight
     original: object = getattr(module.parametrizations["weight"], "original", module)  # type: ignore[index]
     return original
+
+
+class _Replaced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """The value, exactly, whose gradient goes to x as if it were x (Bengio, Léonard & Courville, arXiv 1308.3432)."""
+    replaced: Tensor = _Replaced.apply(x, value.detach())  # type: ignore[no-untyped-call]
+    return replaced
 
 
 def weights_of(name: str, tensor: Tensor) -> Weights:
