@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from modelcodec.kernels import class_rans, delta, frequencies, masks, philox, planes, rans, scale_classes, survey, xxh3
+from modelcodec.kernels import class_rans, delta, frequencies, masks, philox, planes, rans, scale_classes, split_float, survey, xxh3
 
 Array = NDArray[Any]
 WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -258,9 +258,21 @@ def _symbols_and_rest(source: random.Random) -> tuple[Array, Array, int]:
     return _words(source, width, n, below), _words(source, 2, n, 1 << (low_bits + 1)), low_bits
 
 
-def merge_words(symbols: Array, rest: Array, low_bits: int) -> list[int] | None:
-    high = np.empty(symbols.size, np.uint16)
-    return None if planes.merge_words(symbols, rest, low_bits, high) else high.tolist()
+def join(symbols: Array, rest: Array, low_bits: int) -> list[list[int] | None]:
+    """As words of 16 bits, as words of 32 bits whose low halves are the rest, and as the former where the padding of a plane is not zero."""
+    planes_of_rest, found = np.array(pack_planes_reference(rest, low_bits + 1), np.uint8), []
+    padded = planes_of_rest.copy()
+    padded[-1:] |= 128
+    for low, kept in ((None, planes_of_rest), (rest, planes_of_rest), (None, padded)):
+        out = np.empty(symbols.size, np.uint16 if low is None else np.uint32)
+        found.append(None if split_float.join(symbols, kept, low, low_bits, out) else out.tolist())
+    return found[: 3 if symbols.size % 8 else 2]
+
+
+def join_reference(symbols: Array, rest: Array, low_bits: int) -> list[list[int] | None]:
+    high = merge_words_reference(symbols, rest, low_bits)
+    wide = None if high is None else [(h << 16) + r for h, r in zip(high, rest.tolist(), strict=True)]
+    return [high, wide] + [None] * (symbols.size % 8 > 0)
 
 
 def merge_words_reference(symbols: Array, rest: Array, low_bits: int) -> list[int] | None:
@@ -982,7 +994,7 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.half_to_single", lambda source: _float_words(source, 2), half_to_single, widen_reference),
     KernelRow("planes.single_to_double", lambda source: _float_words(source, 4), single_to_double, widen_reference),
     KernelRow("planes.split_words", lambda source: (_some_words(source, 2, 4, 8), source.randrange(14)), split_words, split_words_reference),
-    KernelRow("planes.merge_words", _symbols_and_rest, merge_words, merge_words_reference),
+    KernelRow("split_float.join", _symbols_and_rest, join, join_reference),
     KernelRow("frequencies.histogram", lambda source: _sampled(source, 1, 2), histogram, histogram_reference),
     KernelRow("frequencies.histogram_split", _words_to_split, histogram_split, histogram_split_reference),
     KernelRow("frequencies.normalise", _counts, normalise, normalise_reference),
