@@ -52,7 +52,7 @@ from modelcodec.kernels.memory import (
     trailing_zeros,
 )
 from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE, Frame, group_a
-from modelcodec.kernels.xxh3 import LEAST_BYTES, xxh3_64
+from modelcodec.kernels.xxh3 import xxh3_64
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_pair_rounds, unpack_rounds
@@ -360,7 +360,7 @@ def _unpack(frames, statuses, digests):
             if kind >= 0 and not both:
                 statuses[i] = unpack_frame(_frame_of(frames[i]))
             width = 4 if kind == SPLIT4 else 1 if kind == U1 else 2
-            if kind >= 0 and i < len(digests) and n * width >= LEAST_BYTES:
+            if kind >= 0 and i < len(digests):
                 digests[i] = xxh3_64(out, n * width, uint64(0), work)
 
 
@@ -524,7 +524,7 @@ def _call_unpack(
 def unpack_frames(frames: Array, *, digested: bool = False) -> tuple[Array, Array]:
     """Decode frames (i8[:, 19], the numbers of a `Frame`, whose rules the caller has proved): their statuses (i8), and the digests (u8) of their words.
 
-    Kinds below 0 are no frames. Digests only if `digested`, and of at least LEAST_BYTES.
+    Kinds below 0 are no frames. Digests only if `digested`.
     """
     statuses, digests = np.full(len(frames), -1, np.int64), np.zeros(len(frames) if digested else 0, np.uint64)
     _unpack(frames, statuses, digests)
