@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import inf
 from struct import Struct, unpack
 from threading import Lock
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -81,8 +81,7 @@ class Bases(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A directory entry. `start` and `size` say where its bytes lie in the container.
 
     Coded frames lie one after the other: `frame_starts` and `frame_ends` count from `start`. `shared` has, for each group of `group_frames` frames, the
@@ -112,10 +111,15 @@ class Entry:
 
     @property
     def n_frames(self) -> int:
-        return -(-self.spec.n_words // self.frame_words)
+        """Frames that the entry itself has: none where it is the same as another one."""
+        return len(self.frame_ends or self.frame_digests)
 
     def words_of(self, number: int) -> int:
         return min(self.frame_words, self.spec.n_words - number * self.frame_words)
+
+    def moved(self, n_bytes: int) -> Entry:
+        """The same in what is left of the container where so many bytes are cut off its start."""
+        return self._replace(start=self.start - n_bytes)
 
     def span(self, number: int) -> tuple[int, int]:
         """Where a coded frame's bytes lie in the container."""
@@ -350,7 +354,7 @@ class Container:
 
     @property
     def tensors(self) -> tuple[Entry, ...]:
-        return tuple(e for e in self.entries if e.role == TENSOR_ROLE)
+        return self.entries[next((k for k, entry in enumerate(self.entries) if entry.role == TENSOR_ROLE), len(self.entries)) :]
 
     def resolve(self, entry: Entry) -> Entry:
         """The entry that holds the bytes."""
@@ -535,7 +539,7 @@ class _Together:
 
 
 def check_tensor_digest(entry: Entry, digests: Iterable[int], where: str) -> None:
-    if frames.CHECK_DIGESTS and entry.digest != frames.digest_of(b"".join(d.to_bytes(8, "little") for d in digests)):
+    if frames.CHECK_DIGESTS and entry.digest != frames.digest_of(b"".join([d.to_bytes(8, "little") for d in digests])):
         raise CorruptFile(f"{where}: {entry.name}: the tensor's digest does not match its frames'; the file is damaged, fetch it again")
 
 
@@ -621,9 +625,9 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
     for name, row in table.items():
         start, end = _offsets(row, corrupt)
         shape, dtype = row.get("shape"), row.get("dtype")
-        if start != at or end < start or set(row) != {"dtype", "shape", "data_offsets"} or not isinstance(dtype, str):
+        if start != at or end < start or len(row) != 3 or type(dtype) is not str:
             raise corrupt(f"the entry {name!r} leaves a hole, overlaps another, or is malformed")
-        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= MOST_BYTES for d in shape):
+        if type(shape) is not list or not _are_sizes(shape):
             raise corrupt(f"the shape of {name!r} is malformed")
         rows.append((name, dtype, tuple(shape), end))
         at = end
@@ -632,11 +636,15 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
     return metadata, rows
 
 
-def _offsets(row: Any, corrupt: Any) -> tuple[int, int]:
-    offsets = row.get("data_offsets") if isinstance(row, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and 0 <= o <= MOST_BYTES for o in offsets):
+def _offsets(row: Any, corrupt: Any) -> list[int]:
+    offsets = row.get("data_offsets") if type(row) is dict else None
+    if type(offsets) is not list or len(offsets) != 2 or not _are_sizes(offsets):
         raise corrupt("an entry is malformed")
-    return offsets[0], offsets[1]
+    return offsets
+
+
+def _are_sizes(numbers: list[Any]) -> bool:
+    return not [number for number in numbers if type(number) is not int or not 0 <= number <= MOST_BYTES]
 
 
 def _check_version(text: str, where: str) -> None:
@@ -714,7 +722,7 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], n_bases: int, name: st
     dtype = DTYPE_BY_ID.get(reader.u8())
     if dtype is None:
         raise UnsupportedFile(f"{reader.where}: {name!r} has a dtype that this version does not know; update modelcodec")
-    shape = tuple(reader.varint() for _ in range(reader.varint(LIMITS.dimensions)))
+    shape = tuple([reader.varint() for _ in range(reader.varint(LIMITS.dimensions))])
     spec = TensorSpec(name, dtype, shape)
     n_bytes = _bytes_of(spec, reader)
     gap = reader.varint() if role == TENSOR_ROLE else 0
@@ -723,7 +731,7 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], n_bases: int, name: st
         if size != n_bytes:
             raise reader.corrupt(f"{name!r} has {size} bytes, its shape asks for {n_bytes}")
         frame_words = full_frame_words(dtype)
-        n_frames = -(-spec.n_words // frame_words)
+        n_frames = -(-n_bytes // (frame_words * dtype.word))
         digests = unpack(f"<{n_frames}Q", reader.take(8 * n_frames))
         return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, (), (), 0, (), digests, 0)
     if kind == SAME:
@@ -734,11 +742,13 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], n_bases: int, name: st
     if (start + size) % ALIGNMENT:
         raise reader.corrupt(f"{name!r} does not end at a multiple of {ALIGNMENT}")
     base = _read_base(reader, n_bases) if kind == CODED_BASE else None
-    frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, size)
+    frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, n_bytes // dtype.word, size)
     return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, (), 0, base)
 
 
-def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, int], ...]]:
+def _read_frames(
+    reader: Reader, kind: int, spec: TensorSpec, n_words: int, size: int
+) -> tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, int], ...]]:
     """Words a frame, frames a group, where each frame starts and ends, and the shared parts, of a coded entry."""
     frame_words = reader.varint(full_frame_words(spec.dtype))
     if frame_words == 0 or frame_words % spec.dtype.block:
@@ -746,7 +756,7 @@ def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tupl
     groups = kind in (CODED_SHARED, CODED_BASE)
     group_frames = reader.varint(MOST_GROUP_FRAMES) if groups else 0
     # Untrusted: a length takes at least a byte of the directory, which is there, so the lists cannot be larger than the file.
-    n_frames = -(-spec.n_words // frame_words)
+    n_frames = -(-n_words // frame_words)
     if n_frames == 0 or n_frames > reader.remaining or (groups and group_frames == 0):
         raise reader.corrupt(f"{spec.name!r} claims {n_frames} frames")
     starts, ends, shared, at = [], [], [], 0
@@ -821,9 +831,8 @@ def _read_views(data: bytes, entries: Sequence[Entry], stored: int, where: str) 
     names: set[str] = set()
     first = next((i for i, e in enumerate(entries) if e.role == TENSOR_ROLE), len(entries))
     for _ in range(n_views):
-        name_bytes = bytes(reader.byte_string(LIMITS.header_bytes))
         try:
-            name = name_bytes.decode()
+            name = bytes(reader.byte_string(LIMITS.header_bytes)).decode()
         except UnicodeDecodeError:
             raise reader.corrupt("a name is not UTF-8") from None
         if name in names:
@@ -833,16 +842,17 @@ def _read_views(data: bytes, entries: Sequence[Entry], stored: int, where: str) 
         if dtype is None:
             raise UnsupportedFile(f"{where}: view {name!r} has a dtype that this version does not know; update modelcodec")
         n_dimensions = reader.varint(LIMITS.dimensions)
-        shape = tuple(reader.varint() for _ in range(n_dimensions))
-        strides = tuple(reader.varint() for _ in range(n_dimensions))
+        shape = tuple([reader.varint() for _ in range(n_dimensions)])
+        strides = tuple([reader.varint() for _ in range(n_dimensions)])
         extent, start = reader.varint(), reader.varint()
         if not first <= extent < len(entries) or dtype.elements > 1 or dtype.bits % 8:
             raise reader.corrupt(f"the view {name!r} lies on no tensor")
-        last = start + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
-        _bytes_of(TensorSpec(name, dtype, shape), reader)
+        last = start + sum([(d - 1) * s for d, s in zip(shape, strides, strict=True)])
+        spec = TensorSpec(name, dtype, shape)
+        _bytes_of(spec, reader)
         if 0 not in shape and (last + 1) * dtype.bits // 8 > entries[extent].spec.n_bytes:
             raise reader.corrupt(f"the view {name!r} reaches past its storage")
-        views.append(View(TensorSpec(name, dtype, shape), extent - first, strides, start))
+        views.append(View(spec, extent - first, strides, start))
     reader.end()
     if not views:
         raise reader.corrupt("there are no views")

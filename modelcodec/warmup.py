@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.changes import plan_changes
-from modelcodec.kernels import philox, trellis
+from modelcodec.kernels import philox, planes, stored, trellis
 from modelcodec.kernels.trellis import CODES
 from modelcodec.planner import LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
-from modelcodec.stage import FrameContext, Plan
+from modelcodec.stage import FrameContext, Plan, Shared
 from modelcodec.stages.grid import NO_SHIFTS, Grid, Path
 from modelcodec.stages.rans import Rans
 from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
@@ -51,6 +52,8 @@ def warmup() -> None:
         _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
     _code_grids()
     _code_deltas()
+    planes.unpack_planes(np.zeros(1, np.uint8), 1, np.empty(1, np.uint16))
+    stored.copied(np.empty((0, 3), np.int64))
     philox.sums(np.ones((1, 8), np.int32), philox.Signs(0, 256, 8), 0, 8)
 
 
@@ -105,7 +108,9 @@ def _code(dtype: str, x: Array, level: int) -> None:
 
 
 def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
-    frames.decode(memoryview(frames.encode(x, plan, context, 0).data), 0, np.empty_like(x), "warmup", context)
+    data = memoryview(frames.encode(x, plan, context, 0).data)
+    read = context if context.shared is None else replace(context, shared=Shared(context.shared.data))  # as a decoder finds it
+    frames.decode(data, 0, np.empty_like(x), "warmup", read)
 
 
 def uncompiled() -> Iterator[str]:
