@@ -18,7 +18,7 @@ from numba.types import int64, uint32, uint64
 
 from modelcodec.kernels import arms
 from modelcodec.kernels.frequencies import MIN_BITS, SPLIT2, SPLIT4, U1, U2, Status, Table, Tables, flat, reciprocal, require
-from modelcodec.kernels.jit import inlined, kernel, piece
+from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import (
     address_of,
     copy,
@@ -34,8 +34,8 @@ from modelcodec.kernels.memory import (
     store_u64,
     trailing_zeros,
 )
-from modelcodec.kernels.rans import Packed, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
-from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES, group_a
+from modelcodec.kernels.rans import Packed, frame_of, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
+from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES, Frame, group_a
 from modelcodec.kernels.xxh3 import xxh3_64
 
 if arms.ARM == "avx512vbmi":
@@ -65,6 +65,8 @@ SPARE = 64
 _SIZE, _UNITS, _FINAL, _SYMBOL, _PADDING = int(Status.SIZE), int(Status.UNITS), int(Status.STATES), int(Status.SYMBOL), int(Status.PADDING)
 _HIGH = -1
 _AT_ONCE = 16
+BITS, ENTRIES, LARGEST, ROOM = 32, 40, 48, 56
+"""Where in `Classes.place` these are, in bytes: bits of the tables, address of the decoding entries, largest symbol, words of all rows."""
 
 
 # Tables
@@ -186,6 +188,12 @@ def _map_classes(row_scales, column_scales, columns, class_of, first, n, to):
         column = int64(0)
 
 
+@piece(types.void(*(int64,) * 4))
+def classes_at(place, first, n, to):
+    """The same for classes whose `place` has this address."""
+    _map_classes(load_i64(place), load_i64(place + 8), load_i64(place + 16), load_i64(place + 24), first, n, to)
+
+
 # Unpacking
 
 
@@ -224,30 +232,22 @@ def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, en
     return units
 
 
-ROOM = 56
-"""Where in `Classes.place` the words of all rows are, in bytes."""
-FRAME_NUMBERS = 16
-Frame = types.UniTuple(int64, FRAME_NUMBERS)
-"""kind, s, payload (untrusted), n_payload, out, rest, low, n, lanes_log2, groups, units_a, units_b, n_escapes, classes (the address of `Classes.place`), the
-group's word that it starts with, work: as in `rans_layout.Frame`, but work has the bytes of `work_bytes`.
-
-Whoever makes one has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; the words lie in the group's rows;
-lanes are in range, and no number is negative or above 2^32.
-"""
+# A `Frame` is that of `rans_layout`, except that symbols stands for the address of `Classes.place`, frequencies for the word of the group that the frame starts
+# with, n_symbols and escape for nothing, and that work has the bytes of `work_bytes`. Who makes one has proved as much, and that the words lie in the group's
+# rows.
 
 
 @piece(int64(Frame))
 def unpack_frame(frame):
     """Decode a frame. Returns a status."""
-    kind, s, payload, n_payload, out, rest, low, n, lanes_log2, groups, units_a, units_b, n_escapes, place, at, work = frame
-    row_scales, column_scales, columns, class_of = load_i64(place), load_i64(place + 8), load_i64(place + 16), load_i64(place + 24)
-    bits, entries, largest = load_i64(place + 32), load_i64(place + 40), load_i64(place + 48)
+    kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, place, at, _, _, work = frame
+    entries, largest = load_i64(place + ENTRIES), load_i64(place + LARGEST)
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
     n_states = groups << lanes_log2
     if n_payload != 2 * (units_a + units_b) + 4 * n_states + n_escapes * width:
         return _SIZE
     classes = work + NOTES + ((n + 511) >> 9 << 6)
-    _map_classes(row_scales, column_scales, columns, class_of, at, n, classes)
+    classes_at(place, at, n, classes)
     middle = payload + 2 * units_a
     initial = middle + 2 * units_b
     copy(work + STATES, initial, 4 * n_states)
@@ -274,23 +274,16 @@ def unpack_frame(frame):
     return patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
 
 
-@inlined
-def _frame_of(row):
-    return (
-        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11], row[12], row[13], row[14], row[15],
-    )  # fmt: skip
-
-
 @kernel
 def _unpack(frames, statuses, digests):
-    """Decode frames, i8[:, 16], one by one. Sets their statuses (i8), and where `digests` (u8) has room those of their words.
+    """Decode frames, i8[:, 19], one by one. Sets their statuses (i8), and where `digests` (u8) has room those of their words.
 
     A kind below 0 means no frame, and keeps its status.
     """
     for i in range(len(frames)):
-        kind, out, n, work = frames[i, 0], frames[i, 4], frames[i, 7], frames[i, 15]
+        kind, out, n, work = frames[i, 0], frames[i, 4], frames[i, 7], frames[i, 18]
         if kind >= 0:
-            statuses[i] = unpack_frame(_frame_of(frames[i]))
+            statuses[i] = unpack_frame(frame_of(frames[i]))
             width = 4 if kind == SPLIT4 else 1 if kind == U1 else 2
             if i < len(digests):
                 digests[i] = xxh3_64(out, n * width, uint64(0), work)
@@ -398,7 +391,7 @@ def _work(n: int) -> int:
 
 
 def unpack_frames(frames: Array, *, digested: bool = False) -> tuple[Array, Array]:
-    """Decode frames (i8[:, 16], the numbers of a `Frame`, whose rules the caller has proved): their statuses (i8), and the digests (u8) of their words.
+    """Decode frames (i8[:, 19], the numbers of a `Frame`, whose rules the caller has proved): their statuses (i8), and the digests (u8) of their words.
 
     Kinds below 0 are no frames. Digests only if `digested`.
     """
@@ -417,8 +410,8 @@ def _call_unpack(
     if not 0 <= min(*units, n_escapes) <= max(*units, n_escapes) <= n:
         return Status.SIZE
     frame = (
-        kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, lanes_log2, groups, *units, n_escapes, address_of(classes.place), first,
-        scratch(work_bytes(n)),
+        kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, classes.bits, lanes_log2, groups, *units, n_escapes,
+        address_of(classes.place), first, 0, 0, scratch(work_bytes(n)),
     )  # fmt: skip
     return Status(int(unpack_frames(np.array([frame], np.int64))[0][0]))
 

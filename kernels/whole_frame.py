@@ -12,12 +12,12 @@ import numpy as np
 from numba import types
 from numba.types import int64, uint64
 
-from modelcodec.kernels import class_rans
-from modelcodec.kernels.class_rans import ROOM
+from modelcodec.kernels import class_rans, few_lanes, rans
+from modelcodec.kernels.class_rans import BITS, ROOM
+from modelcodec.kernels.few_lanes import MOST_LANES_LOG2, MOST_WORDS
 from modelcodec.kernels.frequencies import MAX_FREQUENCIES, SPLIT2, SPLIT4, parse_table
 from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, copy, fill, load_i64, load_u8, load_u32, load_u64, scratch
-from modelcodec.kernels.rans import unpack_frames
 from modelcodec.kernels.rans_layout import FRAME_NUMBERS, NOTES, Frame
 from modelcodec.kernels.varint import varint
 from modelcodec.kernels.xxh3 import WORK_BYTES, xxh3_64
@@ -34,7 +34,7 @@ _TABLES_BYTES = 4 * (MAX_FREQUENCIES + 1)
 _MOST_LOW_BITS = 13
 _LEAST_NODES = 10
 _UNUSUAL = -1
-_NO_FRAME, _NO_CLASSED = (_UNUSUAL, *(0,) * (FRAME_NUMBERS - 1)), (_UNUSUAL, *(0,) * (class_rans.FRAME_NUMBERS - 1))
+_NO_FRAME = (_UNUSUAL, *(0,) * (FRAME_NUMBERS - 1))
 
 
 @piece(types.UniTuple(int64, 2)(*(int64,) * 5))
@@ -55,7 +55,7 @@ def _nodes(frame, n_bytes, number, check, work):
 
 
 @piece(types.UniTuple(int64, 5)(*(int64,) * 5))
-def _streams(nodes, at, end, n, lanes):
+def _stream(nodes, at, end, n, lanes):
     """Groups, units of both and escapes of a header's numbers from `at` on, of n words, and the place after them; the groups are -1 where they break a rule."""
     groups = 1 + (lanes >> 4)
     units_a, at = varint(nodes, at, end, n)
@@ -67,63 +67,63 @@ def _streams(nodes, at, end, n, lanes):
     return -1 if bad else groups, units_a, units_b, n_escapes, at
 
 
-@piece(types.Tuple((Frame, class_rans.Frame, uint64))(*(int64,) * 12))
+@piece(types.Tuple((Frame, int64, uint64))(*(int64,) * 12))
 def _parse_frame(frame, n_bytes, number, out, n, place, first, width, check, symbols, frequencies, work):
-    """One row of `decode` as a `Frame` of `rans` or `class_rans`, and its digest. The other one's kind, or that of both for a frame not known, is _UNUSUAL.
+    """One row of `decode` as a `Frame` of `rans` or `class_rans`, which of them its coder says (RAW where it is no frame known), and its digest.
 
     symbols, frequencies: where a table goes.
     """
     start, payload = _nodes(frame, n_bytes, number, check, work)
     if start < 0:
-        return _NO_FRAME, _NO_CLASSED, uint64(0)
+        return _NO_FRAME, RAW, uint64(0)
     digest = load_u64(frame + payload - SEAL_BYTES - DIGEST_BYTES)
     nodes, n_nodes = frame + start, payload - SEAL_BYTES - DIGEST_BYTES - start
     payload, n_payload = frame + payload, n_bytes - payload
     tail = 2 if width == 2 else 4
     coder, s = load_u8(nodes + 3), load_u8(nodes + 2)
     if load_u8(nodes) != SPLIT_FLOAT or load_u8(nodes + 1) != 1 or s > _MOST_LOW_BITS or not (coder == RANS or (coder == CLASS_RANS and place)):
-        return _NO_FRAME, _NO_CLASSED, digest
+        return _NO_FRAME, RAW, digest
     size, at = varint(nodes, 4, n_nodes, int64(_LARGEST_TABLE))
     end = at + size
     if size < 3 or end + tail != n_nodes:
-        return _NO_FRAME, _NO_CLASSED, digest
+        return _NO_FRAME, RAW, digest
     for i in range(tail):
         if load_u8(nodes + end + i) != RAW:
-            return _NO_FRAME, _NO_CLASSED, digest
-    bits = int64(0)
+            return _NO_FRAME, RAW, digest
     if coder == RANS:
         bits = load_u8(nodes + at)
         at += 1
+    else:
+        bits = load_i64(place + BITS)
     lanes = load_u8(nodes + at)
-    groups, units_a, units_b, n_escapes, at = _streams(nodes, at + 1, end, n, lanes)
+    groups, units_a, units_b, n_escapes, at = _stream(nodes, at + 1, end, n, lanes)
+    lanes &= 15
     symbol_width = 1 if s >= 7 else 2
-    n_coded = 2 * (units_a + units_b) + (4 * groups << (lanes & 15)) + symbol_width * n_escapes
+    n_coded = 2 * (units_a + units_b) + (4 * groups << lanes) + symbol_width * n_escapes
     n_rest = (n + 7) // 8 * (s + 1)
-    if groups < 0 or n_payload != n_coded + n_rest + (0 if width == 2 else 2 * n):
-        return _NO_FRAME, _NO_CLASSED, digest
+    if groups < 0 or bits < 8 or bits > 12 or n_payload != n_coded + n_rest + (0 if width == 2 else 2 * n):
+        return _NO_FRAME, RAW, digest
     kind, rest = int64(SPLIT2 if width == 2 else SPLIT4), payload + n_coded
     low = rest + n_rest
     if coder == CLASS_RANS:
         if at != end or first < 0 or first + n > load_i64(place + ROOM):
-            return _NO_FRAME, _NO_CLASSED, digest
-        classed = kind, s, payload, n_coded, out, rest, low, n, lanes & 15, groups, units_a, units_b, n_escapes, place, first, work
-        return _NO_FRAME, classed, digest
+            return _NO_FRAME, RAW, digest
+        classed = kind, s, payload, n_coded, out, rest, low, n, bits, lanes, groups, units_a, units_b, n_escapes, place, first, int64(0), int64(0), work
+        return classed, coder, digest
     table = work + NOTES + n // 8 + 64
     copy(table, nodes + at, end - at)
     fill(table + end - at, 0, 64)
-    n_symbols, escape = int64(-1), int64(0)
-    if 8 <= bits <= 12:
-        n_symbols, escape = parse_table(table, end - at, bits, symbol_width, symbols, frequencies)
+    n_symbols, escape = parse_table(table, end - at, bits, symbol_width, symbols, frequencies)
     if n_symbols < 1:
-        return _NO_FRAME, _NO_CLASSED, digest
+        return _NO_FRAME, RAW, digest
     return (
-        kind, s, payload, n_coded, out, rest, low, n, bits, lanes & 15, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work,
-    ), _NO_CLASSED, digest  # fmt: skip
+        kind, s, payload, n_coded, out, rest, low, n, bits, lanes, groups, units_a, units_b, n_escapes, symbols, frequencies, n_symbols, escape, work,
+    ), coder, digest  # fmt: skip
 
 
 @kernel
-def _parse(rows, width, check, tables, work, step, frames, classed, digests):
-    """Fill frames (i8[:, 19]), classed (i8[:, 16]) and digests from rows, see `decode`.
+def _parse(rows, width, check, tables, work, step, plain, classed, few, digests):
+    """Fill digests, and for each row, see `decode`, the row of the one array whose kernel has it: `plain` and `classed` (i8[:, 19]), `few` (i8[:, 20]).
 
     tables: _TABLES_BYTES for each. Their work lies by turns at `work` and `step` bytes behind.
     """
@@ -131,11 +131,12 @@ def _parse(rows, width, check, tables, work, step, frames, classed, digests):
         symbols = tables + i * _TABLES_BYTES
         frame, n_bytes, number, out, n, place, first = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3], rows[i, 4], rows[i, 5], rows[i, 6]
         at = work + (i & 1) * step
-        plain, of_classes, digests[i] = _parse_frame(frame, n_bytes, number, out, n, place, first, width, check, symbols, symbols + _TABLES_BYTES // 2, at)
-        for j in range(len(plain)):
-            frames[i, j] = plain[j]
-        for j in range(len(of_classes)):
-            classed[i, j] = of_classes[j]
+        found, coder, digests[i] = _parse_frame(frame, n_bytes, number, out, n, place, first, width, check, symbols, symbols + _TABLES_BYTES // 2, at)
+        is_few = n <= MOST_WORDS and found[9] <= MOST_LANES_LOG2
+        of_coder = few if is_few else classed if coder == CLASS_RANS else plain
+        plain[i, 0], classed[i, 0], few[i, 0], few[i, 19] = _UNUSUAL, _UNUSUAL, _UNUSUAL, coder == CLASS_RANS
+        for j in range(len(found)):
+            of_coder[i, j] = found[j]
 
 
 def has_classes(frame: memoryview) -> bool:
@@ -154,14 +155,17 @@ def decode(rows: Array, width: int, check: bool) -> tuple[Array, Array]:
     digests = np.zeros(n, np.uint64)
     if width not in (2, 4) or not n:
         return digests, np.zeros(n, np.bool_)
-    tables, frames, classed = np.empty(n * _TABLES_BYTES, np.uint8), np.empty((n, FRAME_NUMBERS), np.int64), np.empty((n, class_rans.FRAME_NUMBERS), np.int64)
+    tables, plain, classed = np.empty(n * _TABLES_BYTES, np.uint8), np.empty((n, FRAME_NUMBERS), np.int64), np.empty((n, FRAME_NUMBERS), np.int64)
+    few = np.empty((n, FRAME_NUMBERS + 1), np.int64)
     step = -(-(class_rans.work_bytes(int(rows[:, 4].max())) + _LARGEST_TABLE + 64 + WORK_BYTES) // 64) * 64
-    work = scratch(2 * step)
-    _parse(rows, width, int(check), address_of(tables), work, step, frames, classed, digests)
-    statuses, found = unpack_frames(frames, digested=check)
-    decoded = statuses == 0
-    if rows[:, 5].any():
-        statuses, found_of_classes = class_rans.unpack_frames(classed, digested=check)
-        decoded |= statuses == 0
-        found |= found_of_classes
+    work = scratch(max(2 * step, few_lanes.SCRATCH_BYTES))  # the frames' place and later that of few lanes, which are decoded last
+    _parse(rows, width, int(check), address_of(tables), work, step, plain, classed, few, digests)
+    decoded, found = np.zeros(n, np.bool_), np.zeros(n, np.uint64)
+    for frames, unpack in ((plain, rans.unpack_frames), (classed, class_rans.unpack_frames), (few, few_lanes.unpack_frames)):
+        if (frames[:, 0] >= 0).any():
+            statuses, of_words = unpack(frames, digested=check)
+            good = statuses == 0
+            decoded |= good
+            if check:
+                np.copyto(found, of_words, where=good)
     return digests, decoded & (found == digests) if check else decoded

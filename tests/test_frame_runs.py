@@ -15,9 +15,10 @@ from modelcodec.recipe import parse_plan
 from modelcodec.stage import FrameContext, Shared
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
 
-FAST, LARGE, CLASSED, GENERAL = (
+FAST, LARGE, LANES, CLASSED, GENERAL = (
     "split_float{low_bits=7}(symbols:rans{table_bits=8})",
     "split_float{low_bits=5}(symbols:rans)",
+    "split_float{low_bits=7}(symbols:rans{table_bits=10,lane_words=256})",
     "split_float{low_bits=6}(symbols:class_rans)",
     "zstd",
 )
@@ -68,6 +69,9 @@ def _words(n: int, dtype: str, seed: int) -> np.ndarray:
         ((FULL, 9000, FULL), (FAST, GENERAL, FAST)),
         ((FULL, 9000, 1000, 20), (CLASSED, LARGE, CLASSED, CLASSED)),
         ((700, 800, 100000, 900), (CLASSED, CLASSED, FAST, LARGE)),
+        ((533, 800, 1000, 9000, 65535, 640, 777, 5001, 40000), (LARGE,) * 9),
+        ((511, 512, 513, 1100, 1024, 2050, 5000, 3000, 600, 900, 1025, 2047), (LANES,) * 12),
+        ((500, 17000, 33000, 65000, 700, 40000, 16384, 990, 32768, 1000, 50001), (CLASSED, LARGE) * 5 + (LANES,)),
     ],
 )
 def test_frames_in_one_call_are_those_one_by_one(dtype: str, sizes: tuple[int, ...], plans: tuple[str, ...]) -> None:
@@ -80,6 +84,22 @@ def test_frames_in_one_call_are_those_one_by_one(dtype: str, sizes: tuple[int, .
         if good:
             assert np.array_equal(x, out)
             assert digest == frame.digest_of(x)
+
+
+def test_damage_in_a_short_frame_leaves_its_neighbours_alone() -> None:
+    sizes, plans = (3000, 700, 5000, 900, 20000, 400), (LANES, LARGE, CLASSED, LANES, CLASSED, LARGE)
+    words = [_words(n, "F32", seed) for seed, n in enumerate(sizes)]
+    whole = [_coded(x, plan, number) for number, (x, plan) in enumerate(zip(words, plans, strict=True))]
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        damaged, coded = int(rng.integers(len(whole))), list(whole)
+        data = whole[damaged].data.copy()
+        data[rng.integers(rng.choice([40, data.size]))] ^= 1 << int(rng.integers(8))
+        coded[damaged] = replace(whole[damaged], data=data)
+        outs = [np.empty_like(x) for x in words]
+        _, decoded = _run(coded, outs)
+        assert decoded == [number != damaged for number in range(len(whole))]
+        assert all(np.array_equal(out, x) for out, x, good in zip(outs, words, decoded, strict=True) if good)
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
@@ -96,10 +116,12 @@ def test_damage_in_one_frame_leaves_the_other_alone(damaged: int) -> None:
         coded[damaged] = _coded(words[damaged], FAST, damaged)
 
 
-@pytest.mark.parametrize("plan", [FAST, CLASSED])
-def test_damage_that_no_digest_sees_is_no_crash(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("plan", "sizes"), [(FAST, (FULL, FULL // 3)), (CLASSED, (FULL, FULL // 3)), (LANES, (600, 2000, 5000, 1000, 700)), (CLASSED, (900, 20000, 400, 17000))]
+)
+def test_damage_that_no_digest_sees_is_no_crash(plan: str, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame, "CHECK_DIGESTS", False)
-    words = [_words(n, "BF16", seed) for seed, n in enumerate((FULL, FULL // 3))]
+    words = [_words(n, "BF16", seed) for seed, n in enumerate(sizes)]
     whole = [_coded(x, plan, number) for number, x in enumerate(words)]
     rng = np.random.default_rng(5)
     for _ in range(60):
