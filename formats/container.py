@@ -505,10 +505,10 @@ class _Together:
             if start + n_bytes <= self._end:
                 self._stored.append(((self._source + start, to, n_bytes), job))
                 return
-        elif word in self._coded and entry.kind != CODED_BASE:
+        elif entry.coded:
             start, end = entry.span(number)
-            if end <= self._end:
-                classes = container.classes_of(entry, number) if entry.shared else None
+            if end <= self._end and frames.is_usual(container.buffer[start:end], word):
+                classes = container.classes_of(entry, number) if entry.shared and not entry.base else None
                 first = number % entry.group_frames * entry.frame_words if classes else 0
                 row = frames.run_row(self._source + start, end - start, number, to, n_bytes // word, classes, first)
                 self._coded[word].append((row, job))

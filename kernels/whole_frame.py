@@ -139,10 +139,12 @@ def _parse(rows, width, check, tables, work, step, plain, classed, few, digests)
             of_coder[i, j] = found[j]
 
 
-def has_classes(frame: memoryview) -> bool:
-    """Whether an untrusted frame begins as one of split_float over class_rans."""
+def coder_of(frame: memoryview) -> int:
+    """RANS or CLASS_RANS for an untrusted frame that begins as one of split_float over it, and that `decode` is worth trying for; else RAW."""
+    if len(frame) < USUAL_BYTES:
+        return RAW
     at = 1 if frame[0] < 128 else 2
-    return len(frame) >= USUAL_BYTES and (frame[at], frame[at + 3]) == (SPLIT_FLOAT, CLASS_RANS)
+    return frame[at + 3] if frame[at] == SPLIT_FLOAT and frame[at + 3] in (RANS, CLASS_RANS) else RAW
 
 
 def decode(rows: Array, width: int, check: bool) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecE
 from modelcodec.kernels import whole_frame
 from modelcodec.kernels.class_rans import Classes
 from modelcodec.kernels.memory import address_of
-from modelcodec.kernels.whole_frame import USUAL_BYTES
+from modelcodec.kernels.whole_frame import CLASS_RANS, RAW, USUAL_BYTES, coder_of
 from modelcodec.limits import LIMITS
 from modelcodec.stage import Encoded, FrameContext, Layout, Plan, Shared, Stage
 from modelcodec.stages import fused, stage_of
@@ -286,9 +286,14 @@ def _decode_part(node: Node, payload: Array, context: FrameContext | None) -> Ar
     return part
 
 
+def is_usual(frame: memoryview, width: int) -> bool:
+    """Whether an untrusted frame of words of so many bytes is worth a row of `decode_run`."""
+    return len(frame) >= USUAL_BYTES and width in (2, 4) and coder_of(frame) != RAW
+
+
 def classes_of(frame: memoryview, shared: Shared | None) -> Classes | None:
     """What a frame of `decode_run` has its classes from. None where it has none or damaged ones, which `decode` then tells; `frame` is untrusted."""
-    if shared is None or not whole_frame.has_classes(frame):
+    if shared is None or coder_of(frame) != CLASS_RANS:
         return None
     try:
         return ScaleClasses.of(shared).coder
@@ -315,7 +320,7 @@ def decode(frame: memoryview, number: int, out: Array, where: str, context: Fram
     `frame` is untrusted; `number` of the frame in its tensor; `where` for messages; `context` for frames of a tensor. Raises CorruptFile,
     LimitExceeded, UnsupportedFile; `out` is then garbage.
     """
-    if len(frame) >= USUAL_BYTES and out.itemsize in (2, 4):
+    if is_usual(frame, out.itemsize):
         held = np.frombuffer(frame, np.uint8)  # until the kernel is done, which has but its address
         classes = classes_of(frame, context.shared) if context and context.n == out.size else None
         row = np.array([run_row(address_of(held), held.size, number, address_of(out), out.size, classes, context.first if context else 0)])
