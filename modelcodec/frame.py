@@ -279,8 +279,9 @@ def _own(node: Node, payload: Array) -> Array:
 
 
 def _decode_part(node: Node, payload: Array, context: FrameContext | None) -> Array:
-    if node.stage.id == 0:
-        return as_words(_own(node, payload), node.width)
+    there = node.stage.bytes_of(node.header, _own(node, payload), node.n * node.width)
+    if there is not None:
+        return as_words(as_bytes(there), node.width)
     part = of_thread.decoding.words(node.n, node.width)
     _decode_node(node, payload, part, context)
     return part
