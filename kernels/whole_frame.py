@@ -125,15 +125,17 @@ def _parse_frame(frame, n_bytes, number, out, n, place, first, width, check, sym
 def _parse(rows, width, check, tables, work, step, plain, classed, few, digests):
     """Fill digests, and for each row, see `decode`, the row of the one array whose kernel has it: `plain` and `classed` (i8[:, 19]), `few` (i8[:, 20]).
 
-    tables: _TABLES_BYTES for each. Their work lies by turns at `work` and `step` bytes behind.
+    tables: _TABLES_BYTES for each. The work of plain ones lies by turns at `work` and `step` bytes behind.
     """
+    n_plain = 0
     for i in range(len(rows)):
         symbols = tables + i * _TABLES_BYTES
         frame, n_bytes, number, out, n, place, first = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3], rows[i, 4], rows[i, 5], rows[i, 6]
-        at = work + (i & 1) * step
+        at = work + (n_plain & 1) * step
         found, coder, digests[i] = _parse_frame(frame, n_bytes, number, out, n, place, first, width, check, symbols, symbols + _TABLES_BYTES // 2, at)
         is_few = n <= MOST_WORDS and found[9] <= MOST_LANES_LOG2
         of_coder = few if is_few else classed if coder == CLASS_RANS else plain
+        n_plain += coder == RANS and not is_few
         plain[i, 0], classed[i, 0], few[i, 0], few[i, 19] = _UNUSUAL, _UNUSUAL, _UNUSUAL, coder == CLASS_RANS
         for j in range(len(found)):
             of_coder[i, j] = found[j]
@@ -164,10 +166,10 @@ def decode(rows: Array, width: int, check: bool) -> tuple[Array, Array]:
     _parse(rows, width, int(check), address_of(tables), work, step, plain, classed, few, digests)
     decoded, found = np.zeros(n, np.bool_), np.zeros(n, np.uint64)
     for frames, unpack in ((plain, rans.unpack_frames), (classed, class_rans.unpack_frames), (few, few_lanes.unpack_frames)):
-        if (frames[:, 0] >= 0).any():
-            statuses, of_words = unpack(frames, digested=check)
-            good = statuses == 0
-            decoded |= good
+        there = np.flatnonzero(frames[:, 0] >= 0)
+        if there.size:
+            statuses, of_words = unpack(frames[there], digested=check)
+            decoded[there] = statuses == 0
             if check:
-                np.copyto(found, of_words, where=good)
+                found[there] = of_words
     return digests, decoded & (found == digests) if check else decoded
