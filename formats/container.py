@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from struct import Struct
+from struct import Struct, unpack
 from threading import Lock
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -17,7 +17,9 @@ from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
 from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
 from modelcodec.frame import EncodedFrame
+from modelcodec.kernels.class_rans import Classes
 from modelcodec.kernels.memory import address_of
+from modelcodec.kernels.stored import copied
 from modelcodec.limits import LIMITS
 from modelcodec.stage import FrameContext, Shared
 from modelcodec.types import DTYPE_BY_ID, U8, Array, Checkpoint, DType, Loss, TensorSpec, View
@@ -79,11 +81,10 @@ class Bases(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A directory entry. `start` and `size` say where its bytes lie in the container.
 
-    Coded frames lie one after the other: `frame_starts` and `frame_ends` (u8) count from `start`. `shared` has, for each group of `group_frames` frames, the
+    Coded frames lie one after the other: `frame_starts` and `frame_ends` count from `start`. `shared` has, for each group of `group_frames` frames, the
     start, end and decoded size of its shared part (size 0: none); it is empty where the entry has no groups.
     """
 
@@ -96,11 +97,11 @@ class Entry:
     start: int
     size: int
     frame_words: int
-    frame_starts: Array
-    frame_ends: Array
+    frame_starts: tuple[int, ...]
+    frame_ends: tuple[int, ...]
     group_frames: int
     shared: tuple[tuple[int, int, int], ...]
-    frame_digests: Array
+    frame_digests: tuple[int, ...]
     same: int
     base: BaseTensor | None = None
 
@@ -110,14 +111,19 @@ class Entry:
 
     @property
     def n_frames(self) -> int:
-        return -(-self.spec.n_words // self.frame_words)
+        """Frames that the entry itself has: none where it is the same as another one."""
+        return len(self.frame_ends or self.frame_digests)
 
     def words_of(self, number: int) -> int:
         return min(self.frame_words, self.spec.n_words - number * self.frame_words)
 
+    def moved(self, n_bytes: int) -> Entry:
+        """The same in what is left of the container where so many bytes are cut off its start."""
+        return self._replace(start=self.start - n_bytes)
+
     def span(self, number: int) -> tuple[int, int]:
         """Where a coded frame's bytes lie in the container."""
-        return self.start + int(self.frame_starts[number]), self.start + int(self.frame_ends[number])
+        return self.start + self.frame_starts[number], self.start + self.frame_ends[number]
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------------------
@@ -348,7 +354,7 @@ class Container:
 
     @property
     def tensors(self) -> tuple[Entry, ...]:
-        return tuple(e for e in self.entries if e.role == TENSOR_ROLE)
+        return self.entries[next((k for k, entry in enumerate(self.entries) if entry.role == TENSOR_ROLE), len(self.entries)) :]
 
     def resolve(self, entry: Entry) -> Entry:
         """The entry that holds the bytes."""
@@ -360,23 +366,19 @@ class Container:
 
     def decode_runs(self, runs: Sequence[tuple[Entry, int, Array]]) -> list[list[int]]:
         """The same for frames of several entries, each with the number of the first and what they fill."""
-        # Held until the kernel is done, which has but its address: whoever is interrupted meanwhile must not unmap it.
+        # Held until the kernels are done, which have but its address: whoever is interrupted meanwhile must not unmap it.
         held = np.frombuffer(self.buffer, np.uint8)
-        source = address_of(held)
-        pieces = [(k, *piece) for k, run in enumerate(runs) for piece in _pieces(*run)]
-        digests: list[list[int]] = [[] for _ in runs]
-        rows: dict[int, list[tuple[int, ...]]] = {2: [], 4: []}
-        for _, entry, number, out in pieces:
-            if _is_usual(entry):
-                start, end = entry.span(number)
-                rows[entry.spec.dtype.word].append((source + start, end - start, number, address_of(out), out.size))
-        found = {word: zip(*frames.decode_run(np.array(of_word), word), strict=True) for word, of_word in rows.items() if of_word}
+        together = _Together(address_of(held), held.size)
+        digests: list[list[int]] = []
+        for entry, first, out in runs:
+            digests.append([0] * -(-out.size // (entry.frame_words * entry.spec.dtype.word)))
+            for k in range(len(digests[-1])):
+                together.add(self, entry, first + k, out, k, digests[-1])
+        left = together.decode()
         del held
-        for k, entry, number, out in pieces:
-            digest, decoded = next(found[entry.spec.dtype.word]) if _is_usual(entry) else (0, False)
-            if decoded and number == entry.n_frames - 1:
-                self.check_padding(entry)
-            digests[k].append(int(digest) if decoded else self.decode_frame(entry, number, out))
+        for entry, number, out, k, found in left:
+            words = out.view(frames.WORD[entry.spec.dtype.word])[k * entry.frame_words : (k + 1) * entry.frame_words]
+            found[k] = self.decode_frame(entry, number, words)
         return digests
 
     def decode_frame(self, entry: Entry, number: int, out: Array) -> int:
@@ -395,14 +397,14 @@ class Container:
         start = entry.start + number * entry.frame_words * entry.spec.dtype.word
         piece = frames.as_bytes(self.buffer[start : start + out.nbytes])
         out.view(np.uint8)[:] = piece
-        digest = int(entry.frame_digests[number])
+        digest = entry.frame_digests[number]
         if frames.CHECK_DIGESTS and frames.digest_of(out) != digest:
             raise CorruptFile(f"{self.where}: {entry.name}, byte {start}: the digest of the stored bytes does not match; the file is damaged, fetch it again")
         return digest
 
     def check_padding(self, entry: Entry) -> None:
         """With the last frame, so that opening a file touches no more than header and directory."""
-        if any(self.buffer[entry.start + int(entry.frame_ends[-1]) : entry.start + entry.size]):
+        if any(self.buffer[entry.start + entry.frame_ends[-1] : entry.start + entry.size]):
             raise CorruptFile(f"{self.where}: the padding of {entry.name!r} is not zero; the file is damaged, fetch it again")
 
     def context(self, entry: Entry, number: int) -> FrameContext:
@@ -417,6 +419,14 @@ class Container:
         n, at = entry.words_of(number), number * entry.frame_words
         base = self._bases_of(entry).words(entry.base, entry.spec.dtype.word, at, n) if entry.base else None
         return FrameContext(entry.spec, first, n, shared, at, base)
+
+    def classes_of(self, entry: Entry, number: int) -> Classes | None:
+        """What a coded frame has its classes from, if it has any. Raises what reading its group's shared part raises."""
+        start, end, size = entry.shared[number // entry.group_frames]
+        if not size:
+            return None
+        shared = self._shared(entry.start + start, entry.start + end, size, number // entry.group_frames, entry.name)
+        return frames.classes_of(self.buffer[slice(*entry.span(number))], shared)
 
     def _bases_of(self, entry: Entry) -> Bases:
         if self.bases is None:
@@ -470,20 +480,66 @@ class Container:
         return {}
 
 
-def _is_usual(entry: Entry) -> bool:
-    """Whether an entry's frames may be of the kind that several at once are decoded of."""
-    return entry.coded and not entry.shared and entry.spec.dtype.word in (2, 4)
+_Job = tuple[Entry, int, Array, int, list[int]]
+"""An entry, the number of its frame, what its frames fill, the place of this one there, counted in frames, and where its digest goes at this place."""
 
 
-def _pieces(entry: Entry, first: int, out: Array) -> Iterator[tuple[Entry, int, Array]]:
-    """The frames of an entry that fill `out` from number `first` on, each with its words in it."""
-    words = out.view(frames.WORD[entry.spec.dtype.word])
-    for number, at in enumerate(range(0, words.size, entry.frame_words), first):
-        yield entry, number, words[at : at + entry.frame_words]
+class _Together:
+    """Frames that go through the kernels several in a call; what these do not know, or find damaged, is left over."""
+
+    def __init__(self, source: int, n_bytes: int) -> None:
+        """Of a container of so many bytes at this address."""
+        self._source, self._end = source, n_bytes
+        self._left: list[_Job] = []
+        self._stored: list[tuple[tuple[int, ...], _Job]] = []
+        self._coded: dict[int, list[tuple[tuple[int, ...], _Job]]] = {2: [], 4: []}
+        self._kept: list[Classes] = []
+
+    def add(self, container: Container, entry: Entry, number: int, out: Array, k: int, digests: list[int]) -> None:
+        """Frame `number` of an entry, as a job. Raises what reading its shared part raises."""
+        word, job = entry.spec.dtype.word, (entry, number, out, k, digests)
+        step = entry.frame_words * word
+        to, n_bytes = address_of(out) + k * step, min(step, out.size - k * step)
+        if entry.kind == ORDINARY:
+            start = entry.start + number * step
+            if start + n_bytes <= self._end:
+                self._stored.append(((self._source + start, to, n_bytes), job))
+                return
+        elif entry.coded:
+            start, end = entry.span(number)
+            if end <= self._end and frames.is_usual(container.buffer[start:end], word):
+                classes = container.classes_of(entry, number) if entry.shared and not entry.base else None
+                first = number % entry.group_frames * entry.frame_words if classes else 0
+                row = frames.run_row(self._source + start, end - start, number, to, n_bytes // word, classes, first)
+                self._coded[word].append((row, job))
+                if classes:
+                    self._kept.append(classes)
+                if number == entry.n_frames - 1:
+                    container.check_padding(entry)
+                return
+        self._left.append(job)
+
+    def decode(self) -> list[_Job]:
+        """Decode what was added, and note the digests. Returns what is left."""
+        if self._stored:
+            for (_, job), digest in zip(self._stored, copied(np.array([row for row, _ in self._stored])).tolist(), strict=True):
+                entry, number, _, k, digests = job
+                digests[k] = digest
+                if digest != entry.frame_digests[number]:
+                    self._left.append(job)
+        for word, rows in self._coded.items():
+            if rows:
+                found, decoded = frames.decode_run(np.array([row for row, _ in rows]), word)
+                for (_, job), digest, good in zip(rows, found.tolist(), decoded.tolist(), strict=True):
+                    _, _, _, k, digests = job
+                    digests[k] = digest
+                    if not good:
+                        self._left.append(job)
+        return self._left
 
 
 def check_tensor_digest(entry: Entry, digests: Iterable[int], where: str) -> None:
-    if frames.CHECK_DIGESTS and entry.digest != frames.digest_of(b"".join(d.to_bytes(8, "little") for d in digests)):
+    if frames.CHECK_DIGESTS and entry.digest != frames.digest_of(b"".join([d.to_bytes(8, "little") for d in digests])):
         raise CorruptFile(f"{where}: {entry.name}: the tensor's digest does not match its frames'; the file is damaged, fetch it again")
 
 
@@ -569,9 +625,9 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
     for name, row in table.items():
         start, end = _offsets(row, corrupt)
         shape, dtype = row.get("shape"), row.get("dtype")
-        if start != at or end < start or set(row) != {"dtype", "shape", "data_offsets"} or not isinstance(dtype, str):
+        if start != at or end < start or len(row) != 3 or type(dtype) is not str:
             raise corrupt(f"the entry {name!r} leaves a hole, overlaps another, or is malformed")
-        if not isinstance(shape, list) or not all(type(d) is int and 0 <= d <= MOST_BYTES for d in shape):
+        if type(shape) is not list or not _are_sizes(shape):
             raise corrupt(f"the shape of {name!r} is malformed")
         rows.append((name, dtype, tuple(shape), end))
         at = end
@@ -580,11 +636,15 @@ def _read_header(header: bytes, where: str) -> tuple[dict[str, str], list[_Row]]
     return metadata, rows
 
 
-def _offsets(row: Any, corrupt: Any) -> tuple[int, int]:
-    offsets = row.get("data_offsets") if isinstance(row, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and 0 <= o <= MOST_BYTES for o in offsets):
+def _offsets(row: Any, corrupt: Any) -> list[int]:
+    offsets = row.get("data_offsets") if type(row) is dict else None
+    if type(offsets) is not list or len(offsets) != 2 or not _are_sizes(offsets):
         raise corrupt("an entry is malformed")
-    return offsets[0], offsets[1]
+    return offsets
+
+
+def _are_sizes(numbers: list[Any]) -> bool:
+    return not [number for number in numbers if type(number) is not int or not 0 <= number <= MOST_BYTES]
 
 
 def _check_version(text: str, where: str) -> None:
@@ -662,7 +722,7 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], n_bases: int, name: st
     dtype = DTYPE_BY_ID.get(reader.u8())
     if dtype is None:
         raise UnsupportedFile(f"{reader.where}: {name!r} has a dtype that this version does not know; update modelcodec")
-    shape = tuple(reader.varint() for _ in range(reader.varint(LIMITS.dimensions)))
+    shape = tuple([reader.varint() for _ in range(reader.varint(LIMITS.dimensions))])
     spec = TensorSpec(name, dtype, shape)
     n_bytes = _bytes_of(spec, reader)
     gap = reader.varint() if role == TENSOR_ROLE else 0
@@ -671,24 +731,24 @@ def _read_entry(reader: Reader, earlier: Sequence[Entry], n_bases: int, name: st
         if size != n_bytes:
             raise reader.corrupt(f"{name!r} has {size} bytes, its shape asks for {n_bytes}")
         frame_words = full_frame_words(dtype)
-        digests = np.frombuffer(bytes(reader.take(8 * -(-spec.n_words // frame_words))), "<u8")
-        return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, _NOTHING, _NOTHING, 0, (), digests, 0)
+        n_frames = -(-n_bytes // (frame_words * dtype.word))
+        digests = unpack(f"<{n_frames}Q", reader.take(8 * n_frames))
+        return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, (), (), 0, (), digests, 0)
     if kind == SAME:
         same = reader.varint()
         if same >= len(earlier) or earlier[same].kind == SAME or earlier[same].spec.n_bytes != n_bytes or earlier[same].digest != digest or size:
             raise reader.corrupt(f"{name!r} stands for another entry that it cannot be the same as")
-        return Entry(name, role, kind, spec, gap, digest, start, 0, full_frame_words(dtype), _NOTHING, _NOTHING, 0, (), _NOTHING, same)
+        return Entry(name, role, kind, spec, gap, digest, start, 0, full_frame_words(dtype), (), (), 0, (), (), same)
     if (start + size) % ALIGNMENT:
         raise reader.corrupt(f"{name!r} does not end at a multiple of {ALIGNMENT}")
     base = _read_base(reader, n_bases) if kind == CODED_BASE else None
-    frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, size)
-    return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, _NOTHING, 0, base)
+    frame_words, group_frames, starts, ends, shared = _read_frames(reader, kind, spec, n_bytes // dtype.word, size)
+    return Entry(name, role, kind, spec, gap, digest, start, size, frame_words, starts, ends, group_frames, shared, (), 0, base)
 
 
-_NOTHING: Array = np.empty(0, np.uint64)
-
-
-def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tuple[int, int, Array, Array, tuple[tuple[int, int, int], ...]]:
+def _read_frames(
+    reader: Reader, kind: int, spec: TensorSpec, n_words: int, size: int
+) -> tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, int], ...]]:
     """Words a frame, frames a group, where each frame starts and ends, and the shared parts, of a coded entry."""
     frame_words = reader.varint(full_frame_words(spec.dtype))
     if frame_words == 0 or frame_words % spec.dtype.block:
@@ -696,27 +756,27 @@ def _read_frames(reader: Reader, kind: int, spec: TensorSpec, size: int) -> tupl
     groups = kind in (CODED_SHARED, CODED_BASE)
     group_frames = reader.varint(MOST_GROUP_FRAMES) if groups else 0
     # Untrusted: a length takes at least a byte of the directory, which is there, so the lists cannot be larger than the file.
-    n_frames = -(-spec.n_words // frame_words)
+    n_frames = -(-n_words // frame_words)
     if n_frames == 0 or n_frames > reader.remaining or (groups and group_frames == 0):
         raise reader.corrupt(f"{spec.name!r} claims {n_frames} frames")
-    starts, ends, shared, at = np.empty(n_frames, np.uint64), np.empty(n_frames, np.uint64), [], 0
+    starts, ends, shared, at = [], [], [], 0
     for number in range(n_frames):
         if group_frames and number % group_frames == 0:
             n_shared = reader.varint(LIMITS.frame_bytes)
             n_coded = reader.varint(size) if n_shared else 0
             shared.append((at, at + n_coded, n_shared))
             at += n_coded
-        starts[number] = at
+        starts.append(at)
         n_frame = reader.varint(size)
         if n_frame < frames.LEAST_BYTES:
             raise reader.corrupt(f"a frame of {spec.name!r} has {n_frame} bytes, less than a head")
         at += n_frame
-        ends[number] = at
+        ends.append(at)
         if at > size:
             raise reader.corrupt(f"the frames of {spec.name!r} do not fit its {size} bytes")
     if size - at >= ALIGNMENT:
         raise reader.corrupt(f"the frames of {spec.name!r} do not fill its {size} bytes")
-    return frame_words, group_frames, starts, ends, tuple(shared)
+    return frame_words, group_frames, tuple(starts), tuple(ends), tuple(shared)
 
 
 def _bytes_of(spec: TensorSpec, reader: Reader) -> int:
@@ -771,9 +831,8 @@ def _read_views(data: bytes, entries: Sequence[Entry], stored: int, where: str) 
     names: set[str] = set()
     first = next((i for i, e in enumerate(entries) if e.role == TENSOR_ROLE), len(entries))
     for _ in range(n_views):
-        name_bytes = bytes(reader.byte_string(LIMITS.header_bytes))
         try:
-            name = name_bytes.decode()
+            name = bytes(reader.byte_string(LIMITS.header_bytes)).decode()
         except UnicodeDecodeError:
             raise reader.corrupt("a name is not UTF-8") from None
         if name in names:
@@ -783,16 +842,17 @@ def _read_views(data: bytes, entries: Sequence[Entry], stored: int, where: str) 
         if dtype is None:
             raise UnsupportedFile(f"{where}: view {name!r} has a dtype that this version does not know; update modelcodec")
         n_dimensions = reader.varint(LIMITS.dimensions)
-        shape = tuple(reader.varint() for _ in range(n_dimensions))
-        strides = tuple(reader.varint() for _ in range(n_dimensions))
+        shape = tuple([reader.varint() for _ in range(n_dimensions)])
+        strides = tuple([reader.varint() for _ in range(n_dimensions)])
         extent, start = reader.varint(), reader.varint()
         if not first <= extent < len(entries) or dtype.elements > 1 or dtype.bits % 8:
             raise reader.corrupt(f"the view {name!r} lies on no tensor")
-        last = start + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
-        _bytes_of(TensorSpec(name, dtype, shape), reader)
+        last = start + sum([(d - 1) * s for d, s in zip(shape, strides, strict=True)])
+        spec = TensorSpec(name, dtype, shape)
+        _bytes_of(spec, reader)
         if 0 not in shape and (last + 1) * dtype.bits // 8 > entries[extent].spec.n_bytes:
             raise reader.corrupt(f"the view {name!r} reaches past its storage")
-        views.append(View(TensorSpec(name, dtype, shape), extent - first, strides, start))
+        views.append(View(spec, extent - first, strides, start))
     reader.end()
     if not views:
         raise reader.corrupt("there are no views")

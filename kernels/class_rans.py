@@ -7,20 +7,22 @@ bit 31 where the symbol is escaped, the reciprocal's multiplier in bits 32-63. T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numba import types
-from numba.types import int64, uint64
+from numba.types import int64, uint32, uint64
 
 from modelcodec.kernels import arms
-from modelcodec.kernels.frequencies import MAX_FREQUENCIES, MIN_BITS, SPLIT2, U1, U2, Status, Table, flat, reciprocal, require
+from modelcodec.kernels.frequencies import MIN_BITS, SPLIT2, SPLIT4, U1, U2, Status, Table, Tables, flat, reciprocal, require
 from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import (
     address_of,
     copy,
+    load_i64,
     load_u8,
     load_u16,
     load_u32,
@@ -32,8 +34,9 @@ from modelcodec.kernels.memory import (
     store_u64,
     trailing_zeros,
 )
-from modelcodec.kernels.rans import Packed, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
-from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES, group_a
+from modelcodec.kernels.rans import Packed, frame_of, join_block, pack_bound, patch_escapes, require_rest, reversed_units, split_block, symbol_of, word_of
+from modelcodec.kernels.rans_layout import BLOCK, NOTES, NUMBERS, STATES, Frame, group_a
+from modelcodec.kernels.xxh3 import xxh3_64
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.class_rans_avx512 import map_row, pack_rounds, unpack_rounds
@@ -61,22 +64,27 @@ SPARE = 64
 
 _SIZE, _UNITS, _FINAL, _SYMBOL, _PADDING = int(Status.SIZE), int(Status.UNITS), int(Status.STATES), int(Status.SYMBOL), int(Status.PADDING)
 _HIGH = -1
+_AT_ONCE = 16
+BITS, ENTRIES, LARGEST, ROOM = 32, 40, 48, 56
+"""Where in `Classes.place` these are, in bytes: bits of the tables, address of the decoding entries, largest symbol, words of all rows."""
 
 
 # Tables
 
 
 @kernel
-def _fill_decoding(symbols, frequencies, ends, escapes, bits, entries):
-    """Entries (u4[classes << bits]) of tables whose symbols and frequencies lie one after the other, up to `ends`."""
+def _fill_decoding(symbols, frequencies, ends, escapes, entries):
+    """Entries (u4[classes << bits], and room for _AT_ONCE more) of tables whose symbols and frequencies lie one after the other, up to `ends`."""
     first, at = 0, 0
     for c in range(ends.size):
         for i in range(first, ends[c] + 1):
             f = int64(escapes[c]) if i == ends[c] else int64(frequencies[i])
             symbol = int64(ESCAPE) if i == ends[c] else int64(symbols[i])
-            for distance in range(f):
-                entries[at] = symbol << 22 | distance << 11 | f
-                at += 1
+            entry = symbol << 22 | f
+            for distance in range(0, f, _AT_ONCE):  # the last ones of them are overwritten
+                for j in range(_AT_ONCE):
+                    entries[at + distance + j] = uint32(entry + (distance + j << 11))
+            at += f
         first = ends[c]
 
 
@@ -115,9 +123,9 @@ class Classes:
     row_scales: Array
     column_scales: Array
     class_of: Array
-    tables: tuple[Table, ...]
+    tables: Sequence[Table]
 
-    @property
+    @cached_property
     def bits(self) -> int:
         return self.tables[0].bits
 
@@ -129,32 +137,38 @@ class Classes:
         return columns, class_of
 
     @cached_property
+    def place(self) -> Array:
+        """What a `Frame` has the address of (i8): places and sizes of all that unpacking needs, as long as these classes live."""
+        columns, class_of = self.padded
+        return np.array(
+            [
+                address_of(self.row_scales), address_of(columns), self.column_scales.size, address_of(class_of), self.bits,
+                address_of(self.decoding_entries), self.largest, self.row_scales.size * self.column_scales.size,
+            ],
+            np.int64,
+        )  # fmt: skip
+
+    @cached_property
     def largest(self) -> int:
         """The largest symbol of all tables."""
-        return max(int(table.symbols[-1]) for table in self.tables)
+        tables = Tables.of(self.tables)
+        return int(tables.symbols[tables.ends - 1].max())
 
     @cached_property
     def has_escapes(self) -> bool:
         """Whether any symbol can be coded in any class."""
-        return all(table.escape > 0 for table in self.tables)
-
-    def _flat(self) -> tuple[Array, Array, Array, Array, int]:
-        ends = np.cumsum([table.symbols.size for table in self.tables])
-        escapes = np.array([table.escape for table in self.tables])
-        symbols, frequencies = np.concatenate([table.symbols for table in self.tables]), np.concatenate([table.frequencies for table in self.tables])
-        require(symbols.size == frequencies.size <= MAX_FREQUENCIES * MOST_CLASSES, "tables whose arrays do not fit together")
-        return symbols, frequencies, ends, escapes, self.bits
+        return bool((Tables.of(self.tables).escapes > 0).all())
 
     @cached_property
     def decoding_entries(self) -> Array:
-        entries = np.empty(len(self.tables) << self.bits, np.uint32)
-        _fill_decoding(*self._flat(), entries)
+        tables, entries = Tables.of(self.tables), np.empty((len(self.tables) << self.bits) + _AT_ONCE, np.uint32)
+        _fill_decoding(tables.symbols, tables.frequencies, tables.ends, tables.escapes, entries)
         return entries
 
     @cached_property
     def coding_entries(self) -> Array:
-        entries = np.zeros((len(self.tables), ESCAPE + 1), np.uint64)
-        _fill_coding(*self._flat(), entries)
+        tables, entries = Tables.of(self.tables), np.zeros((len(self.tables), ESCAPE + 1), np.uint64)
+        _fill_coding(tables.symbols, tables.frequencies, tables.ends, tables.escapes, self.bits, entries)
         return entries
 
     def holds(self, first: int, n: int) -> bool:
@@ -172,6 +186,12 @@ def _map_classes(row_scales, column_scales, columns, class_of, first, n, to):
         i += m
         row += 1
         column = int64(0)
+
+
+@piece(types.void(*(int64,) * 4))
+def classes_at(place, first, n, to):
+    """The same for classes whose `place` has this address."""
+    _map_classes(load_i64(place), load_i64(place + 8), load_i64(place + 16), load_i64(place + 24), first, n, to)
 
 
 # Unpacking
@@ -212,22 +232,22 @@ def _unpack_blocks(kind, s, out, rest, low, n, first, last, bits, lanes_log2, en
     return units
 
 
-@kernel
-def _unpack(
-    kind, s, payload, n_payload, out, rest, low, n, lanes_log2, groups, units_a, units_b, n_escapes,
-    row_scales, column_scales, columns, class_of, at, bits, entries, largest, work,
-):  # fmt: skip
-    """Decode n words into `out`. Addresses: payload (untrusted), out, rest, low, those of the classes, entries, work. Returns a status.
+# A `Frame` is that of `rans_layout`, except that symbols stands for the address of `Classes.place`, frequencies for the word of the group that the frame starts
+# with, n_symbols and escape for nothing, and that work has the bytes of `work_bytes`. Who makes one has proved as much, and that the words lie in the group's
+# rows.
 
-    The caller has proved: out has n words of the kind; for split kinds rest and low have the sizes that n and s imply; no symbol of the tables is above
-    `largest`; the words from `at` on lie in the group's rows; lanes are in range, and no number is negative or above 2^32.
-    """
+
+@piece(int64(Frame))
+def unpack_frame(frame):
+    """Decode a frame. Returns a status."""
+    kind, s, payload, n_payload, out, rest, low, n, bits, lanes_log2, groups, units_a, units_b, n_escapes, place, at, _, _, work = frame
+    entries, largest = load_i64(place + ENTRIES), load_i64(place + LARGEST)
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
     n_states = groups << lanes_log2
     if n_payload != 2 * (units_a + units_b) + 4 * n_states + n_escapes * width:
         return _SIZE
     classes = work + NOTES + ((n + 511) >> 9 << 6)
-    _map_classes(row_scales, column_scales, columns, class_of, at, n, classes)
+    classes_at(place, at, n, classes)
     middle = payload + 2 * units_a
     initial = middle + 2 * units_b
     copy(work + STATES, initial, 4 * n_states)
@@ -252,6 +272,21 @@ def _unpack(
             if load_u16(work + NUMBERS + 2 * i):
                 return _PADDING
     return patch_escapes(kind, s, out, n, initial + 4 * n_states, n_escapes, work)
+
+
+@kernel
+def _unpack(frames, statuses, digests):
+    """Decode frames, i8[:, 19], one by one. Sets their statuses (i8), and where `digests` (u8) has room those of their words.
+
+    A kind below 0 means no frame, and keeps its status.
+    """
+    for i in range(len(frames)):
+        kind, out, n, work = frames[i, 0], frames[i, 4], frames[i, 7], frames[i, 18]
+        if kind >= 0:
+            statuses[i] = unpack_frame(frame_of(frames[i]))
+            width = 4 if kind == SPLIT4 else 1 if kind == U1 else 2
+            if i < len(digests):
+                digests[i] = xxh3_64(out, n * width, uint64(0), work)
 
 
 # Packing
@@ -345,9 +380,24 @@ def _place(classes: Classes, first: int) -> tuple[int, int, int, int, int, int]:
     return address_of(classes.row_scales), address_of(columns), classes.column_scales.size, address_of(class_of), first, classes.bits
 
 
+def work_bytes(n: int) -> int:
+    """Notes and classes of n words to be unpacked."""
+    return NOTES + n // 8 + 64 + n + SPARE
+
+
 def _work(n: int) -> int:
-    """Notes, classes, and units of both groups in reverse."""
-    return scratch(NOTES + n // 8 + 64 + n + SPARE + 2 * n + 512)
+    """The same, and units of both groups in reverse."""
+    return scratch(work_bytes(n) + 2 * n + 512)
+
+
+def unpack_frames(frames: Array, *, digested: bool = False) -> tuple[Array, Array]:
+    """Decode frames (i8[:, 19], the numbers of a `Frame`, whose rules the caller has proved): their statuses (i8), and the digests (u8) of their words.
+
+    Kinds below 0 are no frames. Digests only if `digested`.
+    """
+    statuses, digests = np.full(len(frames), -1, np.int64), np.zeros(len(frames) if digested else 0, np.uint64)
+    _unpack(frames, statuses, digests)
+    return statuses, digests
 
 
 def _call_unpack(
@@ -359,13 +409,11 @@ def _call_unpack(
     require(out.flags.writeable, "out is read-only")
     if not 0 <= min(*units, n_escapes) <= max(*units, n_escapes) <= n:
         return Status.SIZE
-    entries = classes.decoding_entries
-    return Status(
-        _unpack(
-            kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, lanes_log2, groups, *units, n_escapes,
-            *_place(classes, first), address_of(entries), classes.largest, _work(n),
-        )
+    frame = (
+        kind, s, address_of(payload), payload.size, address_of(out), rest, low, n, classes.bits, lanes_log2, groups, *units, n_escapes,
+        address_of(classes.place), first, 0, 0, scratch(work_bytes(n)),
     )  # fmt: skip
+    return Status(int(unpack_frames(np.array([frame], np.int64))[0][0]))
 
 
 def unpack(payload: Array, lanes_log2: int, groups: int, units_a: int, units_b: int, n_escapes: int, classes: Classes, first: int, out: Array) -> Status:

@@ -5,9 +5,10 @@ All arithmetic is on integers, so that every machine chooses the same table. A t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numba import types
@@ -15,6 +16,7 @@ from numba.types import int64, uint64
 
 from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, fill, load_u8, load_u16, load_u32, load_u64, scratch, store_u16, store_u32, store_u64
+from modelcodec.kernels.varint import varint
 
 Array = np.ndarray[Any, Any]
 
@@ -66,6 +68,43 @@ class Table:
     symbols: Array
     frequencies: Array
     escape: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables(Sequence[Table]):
+    """Tables of the same bits, one after the other: the symbols and frequencies (u2) of the k-th end before ends[k] (i8), its escape is escapes[k] (i8)."""
+
+    bits: int
+    symbols: Array
+    frequencies: Array
+    ends: Array
+    escapes: Array
+
+    @classmethod
+    def of(cls, tables: Sequence[Table]) -> Tables:
+        """These tables, at least one, whose bits are those of the first."""
+        if isinstance(tables, Tables):
+            return tables
+        symbols, frequencies = (np.concatenate(parts) for parts in zip(*((table.symbols, table.frequencies) for table in tables), strict=True))
+        require(symbols.size == frequencies.size, "tables whose arrays do not fit together")
+        ends = np.cumsum([table.symbols.size for table in tables])
+        return cls(tables[0].bits, symbols, frequencies, ends, np.array([table.escape for table in tables]))
+
+    def __len__(self) -> int:
+        return int(self.ends.size)
+
+    @overload
+    def __getitem__(self, k: int) -> Table: ...
+    @overload
+    def __getitem__(self, k: slice) -> Tables: ...
+    def __getitem__(self, k: int | slice) -> Table | Tables:
+        if isinstance(k, slice):
+            return Tables.of([self[i] for i in range(*k.indices(len(self)))])
+        if not -len(self) <= k < len(self):
+            raise IndexError(f"there are {len(self)} tables")
+        k %= len(self)
+        own = slice(int(self.ends[k - 1]) if k else 0, int(self.ends[k]))
+        return Table(self.bits, self.symbols[own], self.frequencies[own], int(self.escapes[k]))
 
 
 def require(condition: bool, fact: str) -> None:
@@ -467,3 +506,33 @@ def read_table(data: Array | bytes | memoryview, bits: int, width: int) -> Table
     symbols, frequencies = np.empty(MAX_FREQUENCIES + 1, np.uint16), np.empty(MAX_FREQUENCIES + 1, np.uint16)
     n, escape = _read_table(address_of(source), given.size, bits, width, address_of(symbols), address_of(frequencies))
     return None if n < 1 else Table(bits, symbols[:n], frequencies[:n], escape)
+
+
+@kernel
+def _read_tables(data, n_bytes, bits, width, most, symbols, frequencies, ends, escapes):
+    """Read as many tables as `ends` has room for, each after its length, and nothing else. False where they break a rule or a symbol is above `most`."""
+    at, end = int64(0), int64(0)
+    for k in range(ends.size):
+        size, at = varint(data, at, n_bytes, n_bytes)
+        if size < 0 or size > n_bytes - at:
+            return False
+        n, escape = parse_table(data + at, size, bits, width, symbols + 2 * end, frequencies + 2 * end)
+        if n < 1 or load_u16(symbols + 2 * (end + n - 1)) > most:
+            return False
+        at += size
+        end += n
+        ends[k], escapes[k] = end, escape
+    return at == n_bytes
+
+
+def read_tables(data: Array | bytes | memoryview, n_tables: int, bits: int, width: int, most: int) -> Tables | None:
+    """Read untrusted bytes that hold so many tables, each after its length, and nothing else; None where they break a rule or a symbol is above `most`."""
+    require(MIN_BITS <= bits <= MAX_BITS and width in (1, 2) and 0 < n_tables <= 256, "bits, width or number of tables out of range")
+    given = np.frombuffer(data, np.uint8)
+    source = np.zeros(given.size + _SPARE, np.uint8)
+    source[: given.size] = given
+    symbols, frequencies = (np.empty(n_tables * MAX_FREQUENCIES + 1, np.uint16) for _ in range(2))
+    ends, escapes = np.empty(n_tables, np.int64), np.empty(n_tables, np.int64)
+    if not _read_tables(address_of(source), given.size, bits, width, most, address_of(symbols), address_of(frequencies), ends, escapes):
+        return None
+    return Tables(bits, symbols[: ends[-1]], frequencies[: ends[-1]], ends, escapes)

@@ -84,8 +84,8 @@ def _storer(bits: int, value: Any = int64) -> Any:
     return emit(types.void(ADDRESS, value))(body)
 
 
-load_u8, load_u16, load_u32, load_u64 = _loader(8), _loader(16), _loader(32), _loader(64, uint64)
-"""The unsigned number at an address, as int64 (64 bits: as uint64)."""
+load_u8, load_u16, load_u32, load_u64, load_i64 = _loader(8), _loader(16), _loader(32), _loader(64, uint64), _loader(64)
+"""The unsigned number at an address, as int64 (64 bits: as uint64, or as the int64 that it stands for)."""
 store_u8, store_u16, store_u32, store_u64 = _storer(8), _storer(16), _storer(32), _storer(64, uint64)
 """Store the low bits of an int64 (64 bits: of a uint64) at an address."""
 

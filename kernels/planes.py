@@ -231,20 +231,6 @@ def split_words(x, shift, low_bits, symbols, numbers):
         numbers[i] = ((h >> uint16(15)) << uint16(low_bits)) | (h & mask)
 
 
-@kernel
-def merge_words(symbols, numbers, low_bits, high):
-    """The reverse: high (u2) from symbols (untrusted) and numbers. Returns OK or RANGE."""
-    limit = uint32(1) << uint32(15 - low_bits)
-    mask = uint16((1 << low_bits) - 1)
-    largest = uint32(0)
-    for i in range(high.size):
-        symbol = uint32(symbols[i])
-        largest = max(largest, symbol)
-        number = numbers[i]
-        high[i] = ((number >> uint16(low_bits)) << uint16(15)) | uint16(symbol << uint32(low_bits)) | (number & mask)
-    return OK if largest < limit else RANGE
-
-
 def scratch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hash table of the palette kernels: values, marks, places."""
     return np.empty(1024, np.uint64), np.empty(1024, np.uint8), np.empty(1024, np.int16)

@@ -52,7 +52,7 @@ from modelcodec.kernels.memory import (
     trailing_zeros,
 )
 from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE, Frame, group_a
-from modelcodec.kernels.xxh3 import LEAST_BYTES, xxh3_64
+from modelcodec.kernels.xxh3 import xxh3_64
 
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_pair_rounds, unpack_rounds
@@ -94,7 +94,7 @@ def word_of(t, lanes_log2):
 
 
 @piece(types.boolean(*(int64,) * 7))
-def _rank_tables(bits, symbols, frequencies, n_symbols, escape, most, work):
+def rank_tables(bits, symbols, frequencies, n_symbols, escape, most, work):
     """Write FREQUENCY, START and VALUE; False where the frequencies break a rule or a symbol is above `most`."""
     if n_symbols < 1 or n_symbols + (escape > 0) > MAX_FREQUENCIES:
         return False
@@ -263,7 +263,7 @@ def _begin_frame(frame):
     if n_payload != 2 * (units_a + units_b) + 4 * n_states + n_escapes * width:
         return _SIZE
     most = (1 << (15 - s)) - 1 if kind >= SPLIT2 else (1 << (8 * width)) - 1
-    if not _rank_tables(bits, symbols, frequencies, n_symbols, escape, most, work):
+    if not rank_tables(bits, symbols, frequencies, n_symbols, escape, most, work):
         return _TABLE
     for rank in range(n_symbols + (escape > 0)):
         fill(work + RANK + load_u16(work + START + 2 * rank), rank, load_u16(work + FREQUENCY + 2 * rank))
@@ -337,7 +337,7 @@ def unpack_two(first, second):
 
 
 @piece(Frame(int64[::1]))
-def _frame_of(row):
+def frame_of(row):
     return (
         row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
         row[10], row[11], row[12], row[13], row[14], row[15], row[16], row[17], row[18],
@@ -354,13 +354,13 @@ def _unpack(frames, statuses, digests):
     for first in range(0, n_frames, 2):
         both = first + 1 < n_frames and frames[first, 0] >= 0 and frames[first + 1, 0] >= 0
         if both:
-            statuses[first], statuses[first + 1] = unpack_two(_frame_of(frames[first]), _frame_of(frames[first + 1]))
+            statuses[first], statuses[first + 1] = unpack_two(frame_of(frames[first]), frame_of(frames[first + 1]))
         for i in range(min(first + 1, n_frames - 1), first - 1, -1):  # the second was written last
             kind, out, n, work = frames[i, 0], frames[i, 4], frames[i, 7], frames[i, 18]
             if kind >= 0 and not both:
-                statuses[i] = unpack_frame(_frame_of(frames[i]))
+                statuses[i] = unpack_frame(frame_of(frames[i]))
             width = 4 if kind == SPLIT4 else 1 if kind == U1 else 2
-            if kind >= 0 and i < len(digests) and n * width >= LEAST_BYTES:
+            if kind >= 0 and i < len(digests):
                 digests[i] = xxh3_64(out, n * width, uint64(0), work)
 
 
@@ -421,7 +421,7 @@ def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symb
     """
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
     space = 1 << (15 - s) if kind >= SPLIT2 else 1 << (8 * width)
-    if not _rank_tables(bits, symbols, frequencies, n_symbols, escape, space - 1, work):
+    if not rank_tables(bits, symbols, frequencies, n_symbols, escape, space - 1, work):
         return _TABLE, 0, 0, 0
     for symbol in range(space):
         store_u16(work + RANK + 2 * symbol, n_symbols)
@@ -524,7 +524,7 @@ def _call_unpack(
 def unpack_frames(frames: Array, *, digested: bool = False) -> tuple[Array, Array]:
     """Decode frames (i8[:, 19], the numbers of a `Frame`, whose rules the caller has proved): their statuses (i8), and the digests (u8) of their words.
 
-    Kinds below 0 are no frames. Digests only if `digested`, and of at least LEAST_BYTES.
+    Kinds below 0 are no frames. Digests only if `digested`.
     """
     statuses, digests = np.full(len(frames), -1, np.int64), np.zeros(len(frames) if digested else 0, np.uint64)
     _unpack(frames, statuses, digests)

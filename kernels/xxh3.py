@@ -1,6 +1,6 @@
 """XXH3 with 64 bits inside kernels: a frame is digested while it is in cache, without Python between.
 
-source: xxhash's specification, version 0.8 (github.com/Cyan4973/xxHash). Inputs of 16 bytes and less, which no frame has, are left out.
+source: xxhash's specification, version 0.8 (github.com/Cyan4973/xxHash).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from llvmlite import ir
 from numba.types import int64, uint64
 
 from modelcodec.kernels import memory
-from modelcodec.kernels.frequencies import flat, require
+from modelcodec.kernels.frequencies import flat
 from modelcodec.kernels.jit import kernel, piece
-from modelcodec.kernels.memory import address_of, load_u64, store_u64
+from modelcodec.kernels.memory import address_of, load_u8, load_u32, load_u64, store_u64
 from modelcodec.kernels.simd import Vector, constant, emit, load, loop, offset, prefetch, splat, store
 
 SECRET = bytes.fromhex(
@@ -24,11 +24,10 @@ SECRET = bytes.fromhex(
 )
 _PRIMES_32 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
 PRIMES_64 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
-AVALANCHE = 0x165667919E3779F9
+AVALANCHE, SHORT_AVALANCHE = 0x165667919E3779F9, 0x9FB21C651E98DF25
 START = _PRIMES_32[2], *PRIMES_64[:4], _PRIMES_32[1], PRIMES_64[4], _PRIMES_32[0]
 _STRIPE, _BLOCK = 64, 1024
 _AHEAD = 256
-LEAST_BYTES = 17
 WORK_BYTES = 256
 """A secret with the seed in it, and the accumulators."""
 
@@ -50,6 +49,12 @@ def _fold(builder: Any, x: Any, y: Any) -> Any:
     product = builder.mul(builder.zext(x, wide), builder.zext(y, wide))
     high = builder.lshr(product, ir.Constant(wide, 64))
     return builder.trunc(builder.xor(product, high), ir.IntType(64))
+
+
+@memory.emit(uint64(uint64))
+def _swapped(builder: Any, x: Any) -> Any:
+    """The bytes in reverse order."""
+    return builder.bswap(x)
 
 
 def _accumulated(builder: Any, sums: Vector, data: Any, secret: Any) -> Vector:
@@ -100,10 +105,41 @@ def _mixed(data, secret, seed):
     return _fold(load_u64(data) ^ (load_u64(secret) + seed), load_u64(data + 8) ^ (load_u64(secret + 8) - seed))
 
 
+@piece(uint64(uint64))
+def _avalanche_of_xxh64(h):
+    h = (h ^ h >> uint64(33)) * uint64(PRIMES_64[1])
+    h = (h ^ h >> uint64(29)) * uint64(PRIMES_64[2])
+    return h ^ (h >> uint64(32))
+
+
+@piece(uint64(int64, int64, uint64, int64))
+def _of_few(data, n, seed, secret):
+    """The digest of 16 bytes and less."""
+    if n > 8:
+        low = load_u64(data) ^ ((load_u64(secret + 24) ^ load_u64(secret + 32)) + seed)
+        high = load_u64(data + n - 8) ^ ((load_u64(secret + 40) ^ load_u64(secret + 48)) - seed)
+        return _avalanche(uint64(n) + _swapped(low) + high + _fold(low, high))
+    if n >= 4:
+        seed ^= _swapped(seed & uint64(0xFFFFFFFF))
+        h = uint64(load_u32(data + n - 4)) + (uint64(load_u32(data)) << uint64(32))
+        h ^= (load_u64(secret + 8) ^ load_u64(secret + 16)) - seed
+        h ^= (h << uint64(49) | h >> uint64(15)) ^ (h << uint64(24) | h >> uint64(40))
+        h *= uint64(SHORT_AVALANCHE)
+        h ^= (h >> uint64(35)) + uint64(n)
+        h *= uint64(SHORT_AVALANCHE)
+        return h ^ (h >> uint64(28))
+    if n:
+        h = uint64(load_u8(data) << 16 | load_u8(data + (n >> 1)) << 24 | load_u8(data + n - 1) | n << 8)
+        return _avalanche_of_xxh64(h ^ (uint64(load_u32(secret) ^ load_u32(secret + 4)) + seed))
+    return _avalanche_of_xxh64(seed ^ load_u64(secret + 56) ^ load_u64(secret + 64))
+
+
 @piece(uint64(int64, int64, uint64, int64))
 def xxh3_64(data, n, seed, work):
-    """The digest of n bytes, LEAST_BYTES or more, at an address. work: WORK_BYTES, aligned to 64."""
+    """The digest of n bytes at an address. work: WORK_BYTES, aligned to 64."""
     secret = _secret()
+    if n <= 16:
+        return _of_few(data, n, seed, secret)
     h = uint64(n) * uint64(PRIMES_64[0])
     end = data + n
     if n <= 128:
@@ -136,6 +172,5 @@ def _digest(data, n, seed, work):
 
 
 def digest(data: np.ndarray[Any, Any], seed: int = 0) -> int:
-    """XXH3 with 64 bits of LEAST_BYTES or more (u1)."""
-    require(flat(data, (1,)).size >= LEAST_BYTES, "too few bytes")
-    return int(_digest(address_of(data), data.size, np.uint64(seed), memory.scratch(WORK_BYTES)))
+    """XXH3 with 64 bits of bytes (u1)."""
+    return int(_digest(address_of(data), flat(data, (1,)).size, np.uint64(seed), memory.scratch(WORK_BYTES)))

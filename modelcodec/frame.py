@@ -16,11 +16,13 @@ import xxhash
 from modelcodec.arena import Buffers, of_thread
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecError
 from modelcodec.kernels import whole_frame
+from modelcodec.kernels.class_rans import Classes
 from modelcodec.kernels.memory import address_of
-from modelcodec.kernels.whole_frame import USUAL_BYTES
+from modelcodec.kernels.whole_frame import CLASS_RANS, RAW, USUAL_BYTES, coder_of
 from modelcodec.limits import LIMITS
-from modelcodec.stage import Encoded, FrameContext, Layout, Plan, Stage
+from modelcodec.stage import Encoded, FrameContext, Layout, Plan, Shared, Stage
 from modelcodec.stages import fused, stage_of
+from modelcodec.stages.class_rans import ScaleClasses
 from modelcodec.types import Array
 from modelcodec.wire import Reader, byte_string, varint
 
@@ -277,20 +279,38 @@ def _own(node: Node, payload: Array) -> Array:
 
 
 def _decode_part(node: Node, payload: Array, context: FrameContext | None) -> Array:
-    if node.stage.id == 0:
-        return as_words(_own(node, payload), node.width)
+    there = node.stage.bytes_of(node.header, _own(node, payload), node.n * node.width)
+    if there is not None:
+        return as_words(as_bytes(there), node.width)
     part = of_thread.decoding.words(node.n, node.width)
     _decode_node(node, payload, part, context)
     return part
 
 
-RUN_COLUMNS = 5
+def is_usual(frame: memoryview, width: int) -> bool:
+    """Whether an untrusted frame of words of so many bytes is worth a row of `decode_run`."""
+    return len(frame) >= USUAL_BYTES and width in (2, 4) and coder_of(frame) != RAW
+
+
+def classes_of(frame: memoryview, shared: Shared | None) -> Classes | None:
+    """What a frame of `decode_run` has its classes from. None where it has none or damaged ones, which `decode` then tells; `frame` is untrusted."""
+    if shared is None or coder_of(frame) != CLASS_RANS:
+        return None
+    try:
+        return ScaleClasses.of(shared).coder
+    except CorruptFile:
+        return None
+
+
+def run_row(data: int, n_bytes: int, number: int, out: int, n: int, classes: Classes | None, first: int) -> tuple[int, ...]:
+    """A row of `decode_run`, of the addresses of a frame and of the place of its n words. The caller keeps the classes; `first` as in a context."""
+    return data, n_bytes, number, out, n, address_of(classes.place) if classes else 0, first
 
 
 def decode_run(rows: Array, width: int) -> tuple[Array, Array]:
-    """Decode frames of the most common kind in one kernel call: their digests (u8), and which were decoded (bool).
+    """Decode frames of the most common kinds in a few kernel calls: their digests (u8), and which were decoded (bool).
 
-    rows: i8[:, 5], see `whole_frame.decode`. False for any other frame and for any damage, which `decode` then names; its words are garbage.
+    rows: i8[:, 7], see `whole_frame.decode`. False for any other frame and for any damage, which `decode` then names; its words are garbage.
     """
     return whole_frame.decode(rows, width, CHECK_DIGESTS)
 
@@ -301,9 +321,10 @@ def decode(frame: memoryview, number: int, out: Array, where: str, context: Fram
     `frame` is untrusted; `number` of the frame in its tensor; `where` for messages; `context` for frames of a tensor. Raises CorruptFile,
     LimitExceeded, UnsupportedFile; `out` is then garbage.
     """
-    if len(frame) >= USUAL_BYTES and out.itemsize in (2, 4):
+    if is_usual(frame, out.itemsize):
         held = np.frombuffer(frame, np.uint8)  # until the kernel is done, which has but its address
-        row = np.array([[address_of(held), held.size, number, address_of(out), out.size]])
+        classes = classes_of(frame, context.shared) if context and context.n == out.size else None
+        row = np.array([run_row(address_of(held), held.size, number, address_of(out), out.size, classes, context.first if context else 0)])
         (digest,), (decoded,) = decode_run(row, out.itemsize)
         del held
         if decoded:

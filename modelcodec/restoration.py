@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from modelcodec.arena import Buffers
+from modelcodec.arena import ALIGNMENT, Buffers
 from modelcodec.errors import CorruptFile
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
@@ -15,7 +15,9 @@ from modelcodec.pool import ordered
 from modelcodec.types import Array
 
 RUN_FRAMES = 2
-"""Frames that a thread decodes at a time: side by side where the processor's arm can."""
+"""Frames of an entry that a thread decodes at a time: side by side where the processor's arm can."""
+_JOB_BYTES, _JOB_RUNS = RUN_FRAMES * LIMITS.frame_bytes, 64
+"""What it decodes of several entries at a time, at most."""
 
 Progress = Callable[[int, int], None]
 
@@ -27,12 +29,13 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """`n` frames of an entry, from number `first` on."""
+class _Run:
+    """Frames of an entry from number `first` on, and the bytes of a buffer that they fill, from `at` on."""
 
     entry: container.Entry
     first: int
-    n: int
+    at: int
+    n_bytes: int
 
 
 def restore(source: container.Container, sink: Sink | None, threads: int, progress: Progress | None) -> None:
@@ -56,33 +59,48 @@ def restore(source: container.Container, sink: Sink | None, threads: int, progre
     skeleton = memoryview(source.decode_entry(source.skeleton))
     source.views(), source.losses()
     at = 0
-    buffers = Buffers(RUN_FRAMES * LIMITS.frame_bytes)
-    decoded = ordered(lambda job: _decode(source, job, buffers), _jobs(source), threads)
+    decoded = _decoded(source, threads)
     for entry in source.tensors:
         put(skeleton[at : at + entry.gap])
         at += entry.gap
         digests: list[int] = []
         while len(digests) < source.resolve(entry).n_frames:
-            buffer, n_bytes, run = next(decoded)
+            data, run = next(decoded)
             digests += run
-            put(buffer.data[:n_bytes])
-            buffers.give(buffer)
+            put(data)
         container.check_tensor_digest(entry, digests, source.where)
     put(skeleton[at:])
     if sha256 and source.sha256 and sha256.digest() != source.sha256:
         raise CorruptFile(f"{source.where}: the restored file's SHA-256 is {sha256.hexdigest()}, it should be {source.sha256.hex()}")
 
 
-def _jobs(source: container.Container) -> Iterator[_Job]:
+def _decoded(source: container.Container, threads: int) -> Iterator[tuple[memoryview, list[int]]]:
+    """All tensors' bytes, front to back, each piece until the next one is asked for, and the digests of their frames."""
+    buffers = Buffers(_JOB_BYTES)
+
+    def decode(job: Sequence[_Run]) -> tuple[Sequence[_Run], Array, list[list[int]]]:
+        buffer = buffers.take(job[-1].at + job[-1].n_bytes)
+        return job, buffer, source.decode_runs([(run.entry, run.first, buffer[run.at : run.at + run.n_bytes]) for run in job])
+
+    for job, buffer, digests in ordered(decode, _jobs(source), threads):
+        for run, of_run in zip(job, digests, strict=True):
+            yield buffer.data[run.at : run.at + run.n_bytes], of_run
+        buffers.give(buffer)
+
+
+def _jobs(source: container.Container) -> Iterator[Sequence[_Run]]:
+    """Runs that a thread decodes at a time: frames of one entry, or several short entries."""
+    job: list[_Run] = []
+    at = 0
     for entry in source.tensors:
         holder = source.resolve(entry)
+        step = holder.frame_words * holder.spec.dtype.word
         for first in range(0, holder.n_frames, RUN_FRAMES):
-            yield _Job(holder, first, min(RUN_FRAMES, holder.n_frames - first))
-
-
-def _decode(source: container.Container, job: _Job, buffers: Buffers) -> tuple[Array, int, list[int]]:
-    """A buffer, the bytes decoded into it, and the digests of their frames."""
-    entry = job.entry
-    n_bytes = min(job.n * entry.frame_words, entry.spec.n_words - job.first * entry.frame_words) * entry.spec.dtype.word
-    buffer = buffers.take(n_bytes)
-    return buffer, n_bytes, source.decode_frames(entry, job.first, buffer[:n_bytes])
+            n_bytes = min(RUN_FRAMES * step, holder.spec.n_bytes - first * step)
+            if job and (at + n_bytes > _JOB_BYTES or len(job) == _JOB_RUNS):
+                yield job
+                job, at = [], 0
+            job.append(_Run(holder, first, at, n_bytes))
+            at += -(-n_bytes // ALIGNMENT) * ALIGNMENT
+    if job:
+        yield job

@@ -121,6 +121,11 @@ class Stage(ABC):
         """Check an untrusted header and tell what it implies. Raises CorruptFile. Allocates nothing that the header has not earned."""
 
     @classmethod
+    def bytes_of(cls, header: bytes, payload: Array, n_bytes: int) -> Array | None:
+        """What `decode` would fill its words with (u1), where it lies somewhere anyway and need not be copied; else None. Raises what `decode` raises."""
+        return None
+
+    @classmethod
     @abstractmethod
     def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
         """Fill `out` (n words).

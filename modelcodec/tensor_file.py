@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -24,8 +24,8 @@ Framework = Literal["np", "numpy", "pt", "torch"]
 
 RUN_FRAMES = 8
 """Frames that a thread decodes at a time."""
-_RUN_TENSORS = 16
-"""Tensors of one frame that it decodes at a time."""
+_RUN_ENTRIES, _RUN_BYTES = 64, 4 << 20
+"""Entries of one frame that it decodes at a time: so many at most, or as many as have so many bytes."""
 
 _NUMPY = {
     "BOOL": "bool",
@@ -54,15 +54,19 @@ _ML_DTYPES = {
 _TORCH = {**_NUMPY, **_ML_DTYPES}
 
 
-@cache
 def numpy_dtype(dtype: DType) -> Any:
     """The numpy dtype of a tensor of `dtype`, from ml_dtypes where numpy has none; uint8 for packed and block dtypes, whose tensors are handed out as bytes."""
-    if dtype.name in _NUMPY:
-        return np.dtype(_NUMPY[dtype.name])
-    if dtype.name in _ML_DTYPES:
+    return _numpy_dtype_named(dtype.name)
+
+
+@cache
+def _numpy_dtype_named(name: str) -> Any:
+    if name in _NUMPY:
+        return np.dtype(_NUMPY[name])
+    if name in _ML_DTYPES:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype.name]))
+        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
     return np.dtype(np.uint8)
 
 
@@ -142,26 +146,30 @@ class TensorFile:
         return self._strided(place)
 
     def get_tensors(self) -> dict[str, Any]:
-        """All tensors, in the source's order: what `get_tensor` gives for each, short ones decoded several at a time."""
+        """All tensors, in the source's order: what `get_tensor` gives for each. Short ones are decoded several at a time, views on one storage once."""
+        short: dict[int, _Views] = {}
+        for name, place in self._tensors.items():
+            if (place.strides is None or is_row_major(place.spec.shape, place.strides)) and self._source.resolve(place.entry).n_frames == 1:
+                short.setdefault(id(place.entry), _Views(place.entry, [])).places.append((name, place))
+        runs = _runs(short.values())
         found: dict[str, Any] = dict.fromkeys(self._tensors)
-        short = [(name, place) for name, place in self._tensors.items() if place.is_entry() and self._source.resolve(place.entry).n_frames == 1]
-        runs = [short[k : k + _RUN_TENSORS] for k in range(0, len(short), _RUN_TENSORS)]
         for run, decoded in zip(runs, ordered(self._decode_entries, runs, min(self._threads, max(len(runs), 1))), strict=True):
-            for (name, place), data in zip(run, decoded, strict=True):
-                found[name] = self._shaped(data, place.spec.dtype, place.spec.shape)
-        names = {name for name, _ in short}
-        for name in found:
-            if name not in names:
+            for views, data in zip(run, decoded, strict=True):
+                for k, (name, place) in enumerate(views.places):
+                    first, n_bytes = place.first * place.spec.dtype.bits // 8, place.spec.n_bytes
+                    whole = k == 0 and n_bytes == data.size
+                    found[name] = self._shaped(data if whole else data[first : first + n_bytes].copy(), place.spec.dtype, place.spec.shape)
+        for name, tensor in found.items():
+            if tensor is None:
                 found[name] = self.get_tensor(name)
         return found
 
-    def _decode_entries(self, run: Sequence[tuple[str, _Place]]) -> list[Array]:
+    def _decode_entries(self, run: Sequence[_Views]) -> list[Array]:
         """The bytes of whole entries."""
-        out = [self._new(place.entry, place.entry.spec.n_bytes) for _, place in run]
-        holders = [self._source.resolve(place.entry) for _, place in run]
-        digests = self._source.decode_runs([(holder, 0, data) for holder, data in zip(holders, out, strict=True)])
-        for (_, place), of_entry in zip(run, digests, strict=True):
-            container.check_tensor_digest(place.entry, of_entry, self._source.where)
+        out = [self._new(views.entry, views.entry.spec.n_bytes) for views in run]
+        digests = self._source.decode_runs([(self._source.resolve(views.entry), 0, data) for views, data in zip(run, out, strict=True)])
+        for views, of_entry in zip(run, digests, strict=True):
+            container.check_tensor_digest(views.entry, of_entry, self._source.where)
         return out
 
     def whole_entry(self, name: str) -> tuple[container.Container, container.Entry] | None:
@@ -266,9 +274,25 @@ class _Place:
     def __init__(self, spec: TensorSpec, entry: container.Entry, strides: tuple[int, ...] | None, first: int) -> None:
         self.spec, self.entry, self.strides, self.first = spec, entry, strides, first
 
-    def is_entry(self) -> bool:
-        """Whether its bytes are those of a whole entry."""
-        return self.strides is None or (is_row_major(self.spec.shape, self.strides) and self.spec.n_bytes == self.entry.spec.n_bytes)
+
+class _Views(NamedTuple):
+    """The tensors whose elements lie in an entry one after the other: the entry itself, or views on it."""
+
+    entry: container.Entry
+    places: list[tuple[str, _Place]]
+
+
+def _runs(short: Iterable[_Views]) -> list[list[_Views]]:
+    """Cut into what a thread decodes at a time."""
+    runs: list[list[_Views]] = []
+    n_bytes = _RUN_BYTES
+    for views in short:
+        if n_bytes >= _RUN_BYTES or len(runs[-1]) == _RUN_ENTRIES:
+            runs.append([])
+            n_bytes = 0
+        runs[-1].append(views)
+        n_bytes += views.entry.spec.n_bytes
+    return runs
 
 
 class TensorSlice:

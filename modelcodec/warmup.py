@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.changes import plan_changes
-from modelcodec.kernels import fixed_length, philox, trellis
+from modelcodec.kernels import fixed_length, philox, planes, stored, trellis
 from modelcodec.kernels.memory import address_of
 from modelcodec.kernels.trellis import CODES
 from modelcodec.planner import LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
-from modelcodec.stage import FrameContext, Plan
+from modelcodec.stage import FrameContext, Plan, Shared
 from modelcodec.stages.grid import NO_SHIFTS, Grid, Path, Steps
 from modelcodec.stages.rans import Rans
 from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
@@ -52,6 +53,8 @@ def warmup() -> None:
         _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
     _code_grids()
     _code_deltas()
+    planes.unpack_planes(np.zeros(1, np.uint8), 1, np.empty(1, np.uint16))
+    stored.copied(np.empty((0, 3), np.int64))
     philox.sums(np.ones((1, 8), np.int32), philox.Signs(0, 256, 8), 0, 8)
     _multiply()
 
@@ -125,14 +128,16 @@ def _code(dtype: str, x: Array, level: int) -> None:
 
 
 def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
-    frames.decode(memoryview(frames.encode(x, plan, context, 0).data), 0, np.empty_like(x), "warmup", context)
+    data = memoryview(frames.encode(x, plan, context, 0).data)
+    read = context if context.shared is None else replace(context, shared=Shared(context.shared.data))  # as a decoder finds it
+    frames.decode(data, 0, np.empty_like(x), "warmup", read)
 
 
 def uncompiled() -> Iterator[str]:
     """Names of kernels that `warmup` would not have compiled: none, and a test holds that."""
-    from modelcodec.kernels import class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame
+    from modelcodec.kernels import class_rans, delta, few_lanes, frequencies, planes, rans, scale_classes, split_float, stored, survey, whole_frame
 
-    for module in (class_rans, delta, fixed_length, frequencies, planes, rans, scale_classes, survey, whole_frame):
+    for module in (class_rans, delta, few_lanes, fixed_length, frequencies, planes, rans, scale_classes, split_float, stored, survey, whole_frame):
         for name, kernel in vars(module).items():
             if getattr(kernel, "is_kernel", False) and kernel.__module__ == module.__name__ and not kernel.nopython_signatures:
                 yield f"{module.__name__}.{name}"

@@ -48,7 +48,12 @@ class Reader:
         return piece
 
     def uint(self, n_bytes: int) -> int:
-        return int.from_bytes(self.take(n_bytes), "little")
+        at = self._position
+        end = at + n_bytes
+        if end > len(self._data):
+            self.take(n_bytes)
+        self._position = end
+        return int.from_bytes(self._data[at:end], "little")
 
     def u8(self) -> int:
         if self._position >= len(self._data):
@@ -59,10 +64,20 @@ class Reader:
 
     def varint(self, most: int = (1 << 63) - 1) -> int:
         """A varint of at most `most`, in its shortest form."""
-        at = self._position
-        if at < len(self._data) and self._data[at] < 0x80 and self._data[at] <= most:  # nearly all of them
-            self._position = at + 1
-            return self._data[at]
+        data, at = self._data, self._position
+        try:  # nearly all of them have up to three bytes
+            value = data[at]
+            if value >= 0x80:
+                at += 1
+                value = value & 0x7F | data[at] << 7
+                if value >= 0x4000:
+                    at += 1
+                    value = value & 0x3FFF | data[at] << 14
+            if value <= most and value < 0x200000 and (data[at] or at == self._position):
+                self._position = at + 1
+                return value
+        except IndexError:
+            pass
         byte = self.u8()
         value = byte & 0x7F
         shift = 7

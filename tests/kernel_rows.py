@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isnan, log2
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from modelcodec.kernels import class_rans, delta, frequencies, masks, philox, planes, rans, scale_classes, survey, xxh3
+from modelcodec.errors import CorruptFile
+from modelcodec.kernels import class_rans, delta, frequencies, masks, philox, planes, rans, scale_classes, split_float, stored, survey, xxh3
+from modelcodec.kernels.memory import address_of
+from modelcodec.wire import Reader, byte_string
 
 Array = NDArray[Any]
 WORD = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -258,9 +262,21 @@ def _symbols_and_rest(source: random.Random) -> tuple[Array, Array, int]:
     return _words(source, width, n, below), _words(source, 2, n, 1 << (low_bits + 1)), low_bits
 
 
-def merge_words(symbols: Array, rest: Array, low_bits: int) -> list[int] | None:
-    high = np.empty(symbols.size, np.uint16)
-    return None if planes.merge_words(symbols, rest, low_bits, high) else high.tolist()
+def join(symbols: Array, rest: Array, low_bits: int) -> list[list[int] | None]:
+    """As words of 16 bits, as words of 32 bits whose low halves are the rest, and as the former where the padding of a plane is not zero."""
+    planes_of_rest, found = np.array(pack_planes_reference(rest, low_bits + 1), np.uint8), []
+    padded = planes_of_rest.copy()
+    padded[-1:] |= 128
+    for low, kept in ((None, planes_of_rest), (rest, planes_of_rest), (None, padded)):
+        out = np.empty(symbols.size, np.uint16 if low is None else np.uint32)
+        found.append(None if split_float.join(symbols, kept, low, low_bits, out) else out.tolist())
+    return found[: 3 if symbols.size % 8 else 2]
+
+
+def join_reference(symbols: Array, rest: Array, low_bits: int) -> list[list[int] | None]:
+    high = merge_words_reference(symbols, rest, low_bits)
+    wide = None if high is None else [(h << 16) + r for h, r in zip(high, rest.tolist(), strict=True)]
+    return [high, wide] + [None] * (symbols.size % 8 > 0)
 
 
 def merge_words_reference(symbols: Array, rest: Array, low_bits: int) -> list[int] | None:
@@ -452,6 +468,38 @@ def read_table_reference(data: bytes, bits: int, width: int) -> tuple[list[int],
     if not fits or not found or len(found) + (escape > 0) > 256 or len(stream) - at > 7 or any(stream[at:]):
         return None
     return list(found), list(found.values()), escape
+
+
+def _bytes_of_tables(source: random.Random) -> tuple[bytes, int, int, int, int]:
+    """Some tables after their lengths, most of them undamaged."""
+    width, bits, n = source.choice((1, 2)), source.randrange(8, 13), source.randrange(1, 5)
+    data = b""
+    for _ in range(n):
+        found, of_bits, of_width = _table_bytes(source)
+        while (of_bits, of_width) != (bits, width) or (frequencies.read_table(found, bits, width) is None and source.randrange(4)):
+            found, of_bits, of_width = _table_bytes(source)
+        data += byte_string(found)
+    data += bytes(source.randrange(8) == 0) + bytes(source.randrange(2) if source.randrange(4) == 0 else 0)
+    return data, max(n + source.choice((0, 0, 0, 0, 0, 1, -1)), 1), bits, width, source.choice(((1 << 8 * width) - 1, source.randrange(1 << 8 * width)))
+
+
+def read_tables(data: bytes, n: int, bits: int, width: int, most: int) -> list[tuple[list[int], list[int], int]] | None:
+    tables = frequencies.read_tables(data, n, bits, width, most)
+    return None if tables is None else [(table.symbols.tolist(), table.frequencies.tolist(), table.escape) for table in tables]
+
+
+def read_tables_reference(data: bytes, n: int, bits: int, width: int, most: int) -> list[tuple[list[int], list[int], int]] | None:
+    reader, found = Reader(data, ""), []
+    try:
+        for _ in range(n):
+            table = read_table_reference(bytes(reader.byte_string(len(data))), bits, width)
+            if table is None or table[0][-1] > most:
+                return None
+            found.append(table)
+        reader.end()
+    except CorruptFile:
+        return None
+    return found
 
 
 # ---- rans ----------------------------------------------------------------------------------------------------------------------------
@@ -836,8 +884,20 @@ def entropy_bits_reference(counts: Array, coarser: int) -> tuple[int, int]:
 
 
 def _bytes_and_seed(source: random.Random) -> tuple[Array, int]:
-    n = source.choice((source.randrange(17, 700), 1024 * source.randrange(1, 5) + source.randrange(-1, 66)))
+    n = source.choice((source.randrange(20), source.randrange(700), 1024 * source.randrange(1, 5) + source.randrange(-1, 66)))
     return np.frombuffer(source.randbytes(n), np.uint8), source.choice((0, 1, source.randrange(1 << 64)))
+
+
+def copied(data: bytes, cuts: list[int]) -> tuple[bytes, list[int]]:
+    source, out, ends = np.frombuffer(data, np.uint8), np.zeros(len(data), np.uint8), sorted((*cuts, 0))
+    at, to = address_of(source), address_of(out)
+    digests = stored.copied(np.array([(at + start, to + start, end - start) for start, end in pairwise(ends)]))
+    return out.tobytes(), digests.tolist()
+
+
+def copied_reference(data: bytes, cuts: list[int]) -> tuple[bytes, list[int]]:
+    ends = sorted((*cuts, 0))
+    return data[: ends[-1]].ljust(len(data), b"\0"), [xxhash.xxh3_64_intdigest(data[start:end]) for start, end in pairwise(ends)]
 
 
 # ---- deltas --------------------------------------------------------------------------------------------------------------------------
@@ -982,13 +1042,14 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("planes.half_to_single", lambda source: _float_words(source, 2), half_to_single, widen_reference),
     KernelRow("planes.single_to_double", lambda source: _float_words(source, 4), single_to_double, widen_reference),
     KernelRow("planes.split_words", lambda source: (_some_words(source, 2, 4, 8), source.randrange(14)), split_words, split_words_reference),
-    KernelRow("planes.merge_words", _symbols_and_rest, merge_words, merge_words_reference),
+    KernelRow("split_float.join", _symbols_and_rest, join, join_reference),
     KernelRow("frequencies.histogram", lambda source: _sampled(source, 1, 2), histogram, histogram_reference),
     KernelRow("frequencies.histogram_split", _words_to_split, histogram_split, histogram_split_reference),
     KernelRow("frequencies.normalise", _counts, normalise, normalise_reference),
     KernelRow("frequencies.coded_bits", _table, coded_bits, coded_bits_reference),
     KernelRow("frequencies.write_table", _table, write_table, write_table_reference),
     KernelRow("frequencies.read_table", _table_bytes, read_table, read_table_reference),
+    KernelRow("frequencies.read_tables", _bytes_of_tables, read_tables, read_tables_reference),
     KernelRow("rans.pack", _stream, pack, rans.pack_reference),
     KernelRow("rans.unpack", _payload, unpack, unpack_reference),
     KernelRow("rans.pack_split", _float_stream, pack_split, pack_split_reference),
@@ -1005,6 +1066,7 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("delta.split", _delta_words, split_changes, split_changes_reference),
     KernelRow("delta.levels_of", _delta_words, lambda x, *place: delta.levels_of(*place).tolist(), lambda x, *place: split_changes_reference(x, *place)[0]),
     KernelRow("delta.join", _delta_words, join_changes, lambda x, *_: x.tolist()),
+    KernelRow("stored.copied", lambda source: (source.randbytes(1000), [source.randrange(1000) for _ in range(9)]), copied, copied_reference),
     KernelRow("xxh3.digest", _bytes_and_seed, xxh3.digest, lambda data, seed: xxhash.xxh3_64_intdigest(data, seed=seed)),
     KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
     KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TypeAlias, get_args
 
 import numpy as np
@@ -43,7 +43,7 @@ class RemoteContainer(Container):
         """As Container's. Frames that share a part are fetched from that on."""
         start, end = self._stretch(entry, first, -(-out.size // (entry.frame_words * entry.spec.dtype.word)))
         window = _plain(self, self.take(start, end), f"{self.where}, counted from byte {start}")
-        return window.decode_frames(replace(entry, start=entry.start - start), first, out)
+        return window.decode_frames(entry.moved(start), first, out)
 
     def decode_runs(self, runs: Sequence[tuple[Entry, int, Array]]) -> list[list[int]]:
         return [self.decode_frames(*run) for run in runs]

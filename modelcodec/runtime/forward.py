@@ -72,7 +72,7 @@ class ForwardReader:
         data = self._take(own[-1].start + own[-1].size - start)
         if any(entry.start in self._repeated for entry in own):
             self._keep(start, data)
-        moved = tuple(replace(entry, start=entry.start - start) for entry in own)
+        moved = tuple(entry.moved(start) for entry in own)
         window = replace(archive, buffer=data, entries=moved + archive.entries[len(own) :], _kept={})
         window.decode_entry(window.skeleton)
         return archive, window.views()

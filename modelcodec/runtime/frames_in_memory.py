@@ -137,8 +137,12 @@ class FramesInMemory(WordsInMemory):
         word = self.spec.dtype.word
         at, step = address_of(out), self.frame_words * word
         coded = [np.frombuffer(self.frames[number].data, np.uint8) for number in numbers]
-        found = zip(coded, numbers, strict=True)
-        rows = [(address_of(data), data.size, number, at + place * step, self.words_of(number)) for place, (data, number) in enumerate(found)]
+        contexts = [self.context(number) for number in numbers]
+        classes = [frames.classes_of(memoryview(self.frames[number].data), context.shared) for number, context in zip(numbers, contexts, strict=True)]
+        rows = [
+            frames.run_row(address_of(data), data.size, number, at + place * step, context.n, own, context.first)
+            for place, (data, number, context, own) in enumerate(zip(coded, numbers, contexts, classes, strict=True))
+        ]
 
         def decode_run(first: int) -> None:
             run = np.array(rows[first : first + _RUN_FRAMES])

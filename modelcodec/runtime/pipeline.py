@@ -265,7 +265,7 @@ class Pipeline:
         decoded: list[tuple[_Arrival, int, list[int]]] = []
         try:
             for piece, arrival in zip(batch.pieces, arrivals, strict=True):
-                entry = replace(piece.holder, start=piece.holder.start - batch.start)
+                entry = piece.holder.moved(batch.start)
                 frame_bytes = entry.frame_words * entry.spec.dtype.word
                 out = arrival.out[piece.first * frame_bytes : piece.end * frame_bytes]
                 decoded.append((arrival, piece.first, self._destination.decode(window, entry, piece.first, out)))

@@ -12,7 +12,7 @@ import numpy as np
 from modelcodec.errors import CorruptFile
 from modelcodec.kernels import class_rans as kernels
 from modelcodec.kernels.class_rans import MOST_CLASSES, SCALES, SUMS
-from modelcodec.kernels.frequencies import Table, read_table, write_table
+from modelcodec.kernels.frequencies import Table, read_tables, write_table
 from modelcodec.stage import Encoded, FrameContext, Layout, Shared, Stage
 from modelcodec.stages.rans import MOST_LANES_LOG2, lanes_for
 from modelcodec.types import Array
@@ -30,7 +30,7 @@ class ScaleClasses:
     row_scales: Array
     column_scales: Array
     thresholds: Array
-    tables: tuple[Table, ...]
+    tables: Sequence[Table]
 
     @property
     def bits(self) -> int:
@@ -63,17 +63,13 @@ class ScaleClasses:
         n_classes = reader.u8() + 1
         thresholds = np.frombuffer(bytearray(reader.take(n_classes - 1)), np.uint8)
         bits = reader.u8()
-        ascending = bool((np.diff(thresholds.astype(int)) >= 0).all())
+        ascending = bool((thresholds[1:] >= thresholds[:-1]).all())
         if n_classes > MOST_CLASSES or not LEAST_BITS <= bits <= kernels.MOST_BITS or (thresholds > SUMS).any() or not ascending:
             raise reader.corrupt("classes, thresholds or bits are out of range")
-        tables = []
-        for _ in range(n_classes):
-            table = read_table(bytes(reader.byte_string(len(data))), bits, TABLE_WIDTH)
-            if table is None or table.symbols[-1] >= kernels.ESCAPE:
-                raise reader.corrupt("a frequency table breaks its rules")
-            tables.append(table)
-        reader.end()
-        return cls(rows, columns, thresholds, tuple(tables))
+        tables = read_tables(reader.take(reader.remaining), n_classes, bits, TABLE_WIDTH, kernels.ESCAPE - 1)
+        if tables is None:
+            raise reader.corrupt("a frequency table breaks its rules")
+        return cls(rows, columns, thresholds, tables)
 
 
 def _scales(reader: Reader, n: int) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,8 @@ LANE_WORDS = 1 << 14
 _MOST_SCALAR_LANES_LOG2 = 3
 TWO_GROUPS = 1 << 18
 MOST_LANES_LOG2 = 6
+_HEADERS_KEPT = 8
+"""A header is read for its layout, and again to decode."""
 SAMPLED_WORDS = 1 << 17
 """A table may be made from a sample; one in k words is taken from so many words on. What it did not see is escaped."""
 
@@ -45,6 +48,7 @@ class Stream:
         return bytes([self.table.bits, lanes]) + groups + varint(self.n_escapes) + kernels.write_table(self.table, width)
 
     @classmethod
+    @lru_cache(_HEADERS_KEPT)
     def read(cls, header: bytes, width: int, n: int) -> Stream:
         """Check an untrusted header. Raises CorruptFile."""
         reader = Reader(header, "rans")

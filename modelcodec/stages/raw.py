@@ -31,5 +31,9 @@ class Raw(Stage):
         return Layout((), width * n)
 
     @classmethod
+    def bytes_of(cls, header: bytes, payload: Array, n_bytes: int) -> Array:
+        return payload
+
+    @classmethod
     def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
         out.view(np.uint8)[:] = payload

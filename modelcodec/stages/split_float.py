@@ -10,6 +10,7 @@ import numpy as np
 
 from modelcodec.errors import BadRecipe, CorruptFile
 from modelcodec.kernels import planes as kernels
+from modelcodec.kernels.split_float import join
 from modelcodec.stage import Encoded, FrameContext, Layout, PartShape, Stage
 from modelcodec.types import Array
 from modelcodec.wire import Reader
@@ -64,15 +65,14 @@ class SplitFloat(Stage):
 
     @classmethod
     def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
-        low_bits = header[0]
-        numbers = np.empty(out.size, np.uint16)
-        if kernels.unpack_planes(parts[1], low_bits + 1, numbers):
-            raise CorruptFile("split_float: a bit plane's padding is not zero")
-        high = out if out.itemsize == 2 else numbers
-        if kernels.merge_words(parts[0], numbers, low_bits, high):
-            raise CorruptFile("split_float: a symbol is out of range")
-        if out.itemsize > 2:
-            _merge_low(high, parts[2], out)
+        words = np.empty(out.size, np.uint16) if out.itemsize == 8 else out
+        status = join(parts[0], parts[1], parts[2] if out.itemsize == 4 else None, header[0], words)
+        if status:
+            raise CorruptFile(f"split_float: {status.fact}")
+        if out.itemsize == 8:
+            halves = out.view(np.uint16).reshape(-1, 4)
+            halves[:, 3] = words
+            halves[:, :3] = parts[2].reshape(3, -1).T
 
 
 def _low_of(x: Array) -> Array:
@@ -80,9 +80,3 @@ def _low_of(x: Array) -> Array:
     if x.itemsize == 4:
         return x.astype(np.uint16)
     return np.ascontiguousarray(x.view(np.uint16).reshape(-1, 4)[:, :3].T).reshape(-1)
-
-
-def _merge_low(high: Array, low: Array, out: Array) -> None:
-    halves = out.view(np.uint16).reshape(-1, out.itemsize // 2)
-    halves[:, -1] = high
-    halves[:, :-1] = low.reshape(out.itemsize // 2 - 1, high.size).T

@@ -38,7 +38,7 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return compressor
 
 
-def _check_of(payload: bytes) -> bytes:
+def _check_of(payload: bytes | memoryview) -> bytes:
     """A zstd frame has bits that change nothing; the digest of what it decodes to would not notice them."""
     return (xxhash.xxh3_64_intdigest(payload) & 0xFFFFFFFF).to_bytes(CHECK_BYTES, "little")
 
@@ -71,20 +71,24 @@ class Zstd(Stage):
         return Layout((), n_payload)
 
     @classmethod
-    def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
+    def bytes_of(cls, header: bytes, payload: Array, n_bytes: int) -> Array:
         # Untrusted: what the frame claims as its content size is compared before zstd allocates that much, and zstd holds itself to it.
-        source = payload.tobytes()
+        source = payload.data
         if CHECK_PAYLOAD and header[-CHECK_BYTES:] != _check_of(source):
             raise CorruptFile("zstd: the payload's check does not match")
         try:
             claims = zstandard.get_frame_parameters(source)
-            if claims.content_size != out.nbytes or claims.window_size > LIMITS.zstd_window:
-                raise CorruptFile(f"zstd: the frame claims {claims.content_size} bytes and a window of {claims.window_size}, {out.nbytes} bytes were expected")
+            if claims.content_size != n_bytes or claims.window_size > LIMITS.zstd_window:
+                raise CorruptFile(f"zstd: the frame claims {claims.content_size} bytes and a window of {claims.window_size}, {n_bytes} bytes were expected")
             if "decompressor" not in _of_thread.__dict__:
                 _of_thread.decompressor = zstandard.ZstdDecompressor(max_window_size=LIMITS.zstd_window)
-            data = _of_thread.decompressor.decompress(source, max_output_size=out.nbytes, read_across_frames=False, allow_extra_data=False)
+            data = _of_thread.decompressor.decompress(source, max_output_size=n_bytes, read_across_frames=False, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CorruptFile(f"zstd: {error}") from None
-        if len(data) != out.nbytes:
-            raise CorruptFile(f"zstd: holds {len(data)} bytes, {out.nbytes} were expected")
-        out.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+        if len(data) != n_bytes:
+            raise CorruptFile(f"zstd: holds {len(data)} bytes, {n_bytes} were expected")
+        return np.frombuffer(data, np.uint8)
+
+    @classmethod
+    def decode(cls, header: bytes, payload: Array, parts: Sequence[Array], out: Array, context: FrameContext | None = None) -> None:
+        out.view(np.uint8)[:] = cls.bytes_of(header, payload, out.nbytes)
