@@ -95,8 +95,13 @@ def _tally(parts, symbol):
     store_u32(counter, load_u32(counter) + 1)
 
 
-@kernel
-def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
+def histogram_scratch(bins: int) -> int:
+    """Bytes of memory that `count_symbols` needs at `parts`."""
+    return 8 * (4 * bins + _PART_GAP)
+
+
+@piece(types.void(*(int64,) * 9))
+def count_symbols(words, n, kind, shift, block, step, bins, counts, parts):
     """Add to `counts` the symbols of `block` out of every `step` words.
 
     Neighbours go to different ones of 8 partial histograms (u32, at `parts`), since a counter that was just written is slow to read.
@@ -140,12 +145,21 @@ def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
         store_u64(counts + 8 * i, load_u64(counts + 8 * i) + uint64(total))
 
 
+@kernel
+def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
+    count_symbols(words, n, kind, shift, block, step, bins, counts, parts)
+
+
+SAMPLE_BLOCK = 64
+"""Words that are counted together where only some are."""
+
+
 def _count(words: Array, kind: int, shift: int, counts: Array, sample: int) -> None:
     require(counts.dtype == np.int64 and counts.flags.c_contiguous and counts.flags.writeable, "counts are no contiguous array of int64")
     require(256 <= counts.size <= 65536 and counts.size & (counts.size - 1) == 0, "the number of counts is no power of two from 256 to 65536")
     require(words.size < 1 << 31 and sample >= 1, "too many words for one histogram, or nothing to sample")
-    block = 64 if sample > 1 else max(words.size, 1)
-    parts = scratch(8 * (4 * counts.size + _PART_GAP))
+    block = SAMPLE_BLOCK if sample > 1 else max(words.size, 1)
+    parts = scratch(histogram_scratch(counts.size))
     _histogram(address_of(words), words.size, kind, shift, block, block * sample, counts.size, address_of(counts), parts)
 
 
@@ -253,8 +267,11 @@ def _table_cost(symbols, frequencies, n, escape, width):
     return cost
 
 
-@kernel
-def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept):
+_I8, _U2 = int64[::1], types.uint16[::1]
+
+
+@piece(types.UniTuple(int64, 2)(_I8, int64, int64, int64, types.boolean, _I8, _I8, _I8, _U2, _U2, _I8))
+def choose_frequencies(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept):
     """Try several bounds below which a symbol is escaped; keep what costs least. Returns the number of symbols and the frequency of the escape."""
     total, different, largest = int64(0), 0, int64(0)
     for i in range(counts.size):
@@ -314,6 +331,17 @@ def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, b
     return best_n, best_escape
 
 
+@kernel
+def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept):
+    return choose_frequencies(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept)
+
+
+@piece(int64(int64))
+def most_symbols(bits):
+    """A decoder holds a table of 8 bits in registers if it has no more."""
+    return 63 if bits == 8 else 255
+
+
 def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> Table:
     """Choose the frequencies that code these counts of symbols in the fewest bits, table and escaped words (8 * width bits each) included.
 
@@ -359,6 +387,8 @@ def table_bits(table: Table, width: int) -> int:
 
 _SPARE = 8
 """Bytes after a bit string that may be loaded and stored together with its last bits."""
+TABLE_BYTES = _SPARE + 6 * MAX_FREQUENCIES
+"""Room for any table."""
 
 
 @piece(int64(*(int64,) * 4))
@@ -369,9 +399,9 @@ def _put(out, position, value, n):
     return position + n
 
 
-@kernel
-def _write_table(symbols, frequencies, escape, width, out):
-    n = symbols.size
+@piece(int64(_U2, _U2, *(int64,) * 4))
+def put_table(symbols, frequencies, n, escape, width, out):
+    """Write a table of n symbols to an address, TABLE_BYTES of zeros. Returns its bytes."""
     position = _put(out, 0, int64(symbols[0]), 8 * width)
     position = _put(out, position, int64(symbols[n - 1]) - int64(symbols[0]), 8 * width)
     for i in range(-1, n):
@@ -387,10 +417,15 @@ def _write_table(symbols, frequencies, escape, width, out):
     return (position + 7) >> 3
 
 
+@kernel
+def _write_table(symbols, frequencies, n, escape, width, out):
+    return put_table(symbols, frequencies, n, escape, width, out)
+
+
 def write_table(table: Table, width: int) -> bytes:
     """The table as docs/stages.md has it, for words of `width` bytes."""
-    out = np.zeros(_SPARE + 6 * MAX_FREQUENCIES, np.uint8)
-    return out[: _write_table(table.symbols, table.frequencies, table.escape, width, address_of(out))].tobytes()
+    out = np.zeros(TABLE_BYTES, np.uint8)
+    return out[: _write_table(table.symbols, table.frequencies, table.symbols.size, table.escape, width, address_of(out))].tobytes()
 
 
 @piece(int64(*(int64,) * 3))
