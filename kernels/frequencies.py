@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 
 MIN_BITS, MAX_BITS = 8, 12
 MAX_FREQUENCIES = 256
+FEW_SYMBOLS, MANY_SYMBOLS = 63, 255
+"""The most symbols of a table of 8 bits, which a decoder then holds in registers, and of others, beside the escape."""
 
 
 class Status(IntEnum):
@@ -336,12 +338,6 @@ def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, b
     return choose_frequencies(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept)
 
 
-@piece(int64(int64))
-def most_symbols(bits):
-    """A decoder holds a table of 8 bits in registers if it has no more."""
-    return 63 if bits == 8 else 255
-
-
 def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> Table:
     """Choose the frequencies that code these counts of symbols in the fewest bits, table and escaped words (8 * width bits each) included.
 
@@ -356,7 +352,7 @@ def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> 
     )
     symbols, frequencies, kept = np.empty(257, np.int64), np.empty(257, np.int64), np.empty(257, np.int64)
     best_symbols, best_frequencies = np.empty(257, np.uint16), np.empty(257, np.uint16)
-    limit = 63 if bits == 8 else 255
+    limit = FEW_SYMBOLS if bits == 8 else MANY_SYMBOLS
     n, rest = _normalise(counts, bits, width, limit, escape, LOG2, symbols, frequencies, best_symbols, best_frequencies, kept)
     return Table(bits, best_symbols[:n].copy(), best_frequencies[:n].copy(), rest)
 

@@ -423,7 +423,7 @@ def reversed_units(to, source, end):
 
 @piece(types.UniTuple(int64, 3)(*(int64,) * 14))
 def code_words(kind, s, words, rest, low, n, bits, lanes_log2, groups, symbols, frequencies, n_symbols, escape, work):
-    """Code n words: rest and low get theirs, the units stay in `work`, in reverse, until `put_payload` takes them. Returns a status and the units of each group.
+    """Code n words: rest and low get theirs, the units stay in `work`, in reverse, until `put_payload` takes them. Returns a status and each group's units.
 
     The caller has proved: words are n of the kind, rest and low (split kinds) have the sizes that n and s imply, and work has PACK_BYTES + n / 8 + 2 * n bytes.
     """

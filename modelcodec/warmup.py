@@ -7,15 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from modelcodec import frame as frames
+from modelcodec import planner, usual_frames
 from modelcodec.changes import plan_changes
 from modelcodec.kernels import philox, trellis
 from modelcodec.kernels.trellis import CODES
-from modelcodec.planner import LEVELS, RAW
+from modelcodec.planner import DEFAULT_LEVEL, LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
 from modelcodec.stage import FrameContext, Plan
 from modelcodec.stages.grid import NO_SHIFTS, Grid, Path
 from modelcodec.stages.rans import Rans
 from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
+from modelcodec.usual_frames import Unplanned
 
 _N = 1 << 16
 _COLUMNS = 256
@@ -49,9 +51,18 @@ def warmup() -> None:
     for dtype, text in _PLANS:
         x = _few_values(dtype) if dtype[0] == "U" or "widen" in text else _weights(dtype, 1000)
         _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
+    _code_run()
     _code_grids()
     _code_deltas()
     philox.sums(np.ones((1, 8), np.int32), philox.Signs(0, 256, 8), 0, 8)
+
+
+def _code_run() -> None:
+    x = _weights("BF16", 1000)
+    choices = planner.choices(_spec("BF16", x.size), x.size, DEFAULT_LEVEL)
+    if choices is None:
+        raise AssertionError("frames of floats may be of the usual kind")
+    usual_frames.encode([Unplanned(x.view(np.uint8), 0, 0, choices)], x.itemsize, None)
 
 
 def _code_deltas() -> None:
@@ -110,9 +121,9 @@ def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
 
 def uncompiled() -> Iterator[str]:
     """Names of kernels that `warmup` would not have compiled: none, and a test holds that."""
-    from modelcodec.kernels import class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame
+    from modelcodec.kernels import class_rans, delta, frame_encoder, frequencies, planes, rans, scale_classes, survey, whole_frame
 
-    for module in (class_rans, delta, frequencies, planes, rans, scale_classes, survey, whole_frame):
+    for module in (class_rans, delta, frame_encoder, frequencies, planes, rans, scale_classes, survey, whole_frame):
         for name, kernel in vars(module).items():
             if getattr(kernel, "is_kernel", False) and kernel.__module__ == module.__name__ and not kernel.nopython_signatures:
                 yield f"{module.__name__}.{name}"
