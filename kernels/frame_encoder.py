@@ -13,6 +13,7 @@ from numba import types
 from numba.types import int64, uint64
 
 from modelcodec.kernels.frequencies import (
+    CHOICE_NUMBERS,
     FEW_SYMBOLS,
     LOG2,
     MANY_SYMBOLS,
@@ -165,8 +166,7 @@ def _put_head(to, s, stream, n_stream, width, digest, number, work):
 
 
 @kernel
-def _encode(rows, width, found, digests, counts, counts_at, log2, symbols, frequencies, kept, chosen, chosen_at, chosen_frequencies,
-            chosen_frequencies_at, work, head):  # fmt: skip
+def _encode(rows, width, found, digests, counts, counts_at, log2, space, chosen, chosen_at, frequencies, frequencies_at, work, head):
     """See `encode`. work: for `code_words`, and all that comes before it; head: for a rans header and a frame's head."""
     kind = SPLIT2 if width == 2 else SPLIT4
     for row in range(len(rows)):
@@ -195,9 +195,7 @@ def _encode(rows, width, found, digests, counts, counts_at, log2, symbols, frequ
             count_symbols(x, n, kind, s, block, block * sample, bins, counts_at, work)
         limit = FEW_SYMBOLS if bits == 8 else MANY_SYMBOLS
         symbol_width = 1 if s >= 7 else 2
-        n_symbols, escape = choose_frequencies(
-            counts[:bins], bits, symbol_width, limit, sample > 1, log2, symbols, frequencies, chosen, chosen_frequencies, kept
-        )
+        n_symbols, escape = choose_frequencies(counts[:bins], bits, symbol_width, limit, sample > 1, log2, space, chosen, frequencies)
         if n_symbols + escape < 2:
             continue
         lanes_log2, groups = int64(6), 2 if n >= _TWO_GROUPS else 1
@@ -208,16 +206,14 @@ def _encode(rows, width, found, digests, counts, counts_at, log2, symbols, frequ
         rest = out + _HEAD_BYTES + n * (2 if finest < 7 else 1)
         n_rest = (n + 7) // 8 * (s + 1)
         low, n_low = rest + n_rest, 2 * n if width == 4 else int64(0)
-        status, units_a, units_b = code_words(
-            kind, s, x, rest, low, n, bits, lanes_log2, groups, chosen_at, chosen_frequencies_at, n_symbols, escape, work
-        )
+        status, units_a, units_b = code_words(kind, s, x, rest, low, n, bits, lanes_log2, groups, chosen_at, frequencies_at, n_symbols, escape, work)
         if status:
             continue
         n_escapes = count_escapes(n, work)
         n_coded = 2 * (units_a + units_b) + (4 * groups << lanes_log2) + symbol_width * n_escapes
         table = _put_stream(head, bits, lanes_log2, groups, units_a, units_b, n_escapes)
         fill(table, 0, TABLE_BYTES)
-        n_stream = table - head + put_table(chosen, chosen_frequencies, n_symbols, escape, symbol_width, table)
+        n_stream = table - head + put_table(chosen, frequencies, n_symbols, escape, symbol_width, table)
         n_node = 1 + (1 if n_stream < 128 else 2) + n_stream
         if n_node + n_coded > 2 + symbol_width * n:
             continue
@@ -239,12 +235,12 @@ def encode(rows: Array, width: int) -> tuple[Array, Array]:
     """
     n_rows, most = len(rows), int(rows[:, 1].max())
     found, digests = np.empty((n_rows, 3), np.int64), np.empty(n_rows, np.uint64)
-    counts, symbols, frequencies, kept = (np.empty(n, np.int64) for n in (_MOST_COUNTS, *(MAX_FREQUENCIES + 1,) * 3))
-    chosen, chosen_frequencies = np.empty(MAX_FREQUENCIES + 1, np.uint16), np.empty(MAX_FREQUENCIES + 1, np.uint16)
+    counts, space = np.empty(_MOST_COUNTS, np.int64), np.empty(CHOICE_NUMBERS, np.int64)
+    chosen, frequencies = np.empty(MAX_FREQUENCIES + 1, np.uint16), np.empty(MAX_FREQUENCIES + 1, np.uint16)
     n_work = -(-max(pack_scratch(most), histogram_scratch(_MOST_COUNTS), DIFFERENT_BYTES, REPEATS_BYTES) // 64) * 64
     work = scratch(n_work + 3 * _HEAD_BYTES)
     _encode(
-        rows, width, found, digests, counts, address_of(counts), LOG2, symbols, frequencies, kept, chosen, address_of(chosen), chosen_frequencies,
-        address_of(chosen_frequencies), work, work + n_work,
+        rows, width, found, digests, counts, address_of(counts), LOG2, space, chosen, address_of(chosen), frequencies, address_of(frequencies),
+        work, work + n_work,
     )  # fmt: skip
     return found, digests

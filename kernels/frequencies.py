@@ -223,8 +223,20 @@ def reciprocal(f, bits):
     return m, k, (m * f - (int64(1) << k)) * f <= int64(1) << (k - 32 + bits)
 
 
-@piece(types.void(int64[::1], int64, int64[::1], int64, int64, int64[::1]))
-def _fit(counts, n, frequencies, bits, total, log2):
+_MOVES = 2 * (MAX_FREQUENCIES + 1)
+CHOICE_NUMBERS = 3 * (MAX_FREQUENCIES + 1) + _MOVES
+"""Numbers that `choose_frequencies` keeps."""
+
+
+@piece(types.void(int64, int64, int64, int64, int64[::1], int64[::1]))
+def _weigh_moves(i, count, f, most, log2, moves):
+    """What symbol i gains by one slot more, and loses by one less."""
+    moves[2 * i] = count * (log2[f + 1] - log2[f]) if f < most else int64(-1)
+    moves[2 * i + 1] = count * (log2[f] - log2[f - 1]) if f > 1 else int64(1) << 62
+
+
+@piece(types.void(int64[::1], int64, int64[::1], int64, int64, int64[::1], int64[::1]))
+def _fit(counts, n, frequencies, bits, total, log2, moves):
     """Frequencies of at least 1 that sum to 2 ** bits, for the n counts that sum to `total`: proportional, then moved one by one to where they save most."""
     most = (int64(1) << bits) - 1
     left = most + 1
@@ -232,29 +244,23 @@ def _fit(counts, n, frequencies, bits, total, log2):
         f = min(max((((counts[i] << (bits + 1)) + total) // (2 * total)), 1), most)
         frequencies[i] = f
         left -= f
+        _weigh_moves(i, counts[i], f, most, log2, moves)
     for _ in range(4 * n + abs(left)):
         gain, gainer, loss, loser = int64(-1), -1, int64(1) << 62, -1
         for i in range(n):
-            f = frequencies[i]
-            if f < most:
-                g = counts[i] * (log2[f + 1] - log2[f])
-                if g > gain:
-                    gain, gainer = g, i
-            if f > 1:
-                g = counts[i] * (log2[f] - log2[f - 1])
-                if g < loss:
-                    loss, loser = g, i
-        if left > 0:
-            frequencies[gainer] += 1
-            left -= 1
-        elif left < 0:
-            frequencies[loser] -= 1
-            left += 1
-        elif gain > loss and gainer != loser:
-            frequencies[gainer] += 1
-            frequencies[loser] -= 1
-        else:
+            if moves[2 * i] > gain:
+                gain, gainer = moves[2 * i], i
+            if moves[2 * i + 1] < loss:
+                loss, loser = moves[2 * i + 1], i
+        if left == 0 and (gain <= loss or gainer == loser):
             break
+        if left >= 0:
+            frequencies[gainer] += 1
+            _weigh_moves(gainer, counts[gainer], frequencies[gainer], most, log2, moves)
+        if left <= 0:
+            frequencies[loser] -= 1
+            _weigh_moves(loser, counts[loser], frequencies[loser], most, log2, moves)
+        left -= (left > 0) - (left < 0)
 
 
 @inlined
@@ -272,9 +278,14 @@ def _table_cost(symbols, frequencies, n, escape, width):
 _I8, _U2 = int64[::1], types.uint16[::1]
 
 
-@piece(types.UniTuple(int64, 2)(_I8, int64, int64, int64, types.boolean, _I8, _I8, _I8, _U2, _U2, _I8))
-def choose_frequencies(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept):
-    """Try several bounds below which a symbol is escaped; keep what costs least. Returns the number of symbols and the frequency of the escape."""
+@piece(types.UniTuple(int64, 2)(_I8, int64, int64, int64, types.boolean, _I8, _I8, _U2, _U2))
+def choose_frequencies(counts, bits, width, limit, always, log2, space, best_symbols, best_frequencies):
+    """Try several bounds below which a symbol is escaped; keep what costs least. Returns the number of symbols and the frequency of the escape.
+
+    space: CHOICE_NUMBERS, of any contents.
+    """
+    symbols, frequencies, kept = space[: MAX_FREQUENCIES + 1], space[MAX_FREQUENCIES + 1 : _MOVES], space[_MOVES : _MOVES + MAX_FREQUENCIES + 1]
+    moves = space[_MOVES + MAX_FREQUENCIES + 1 :]
     total, different, largest = int64(0), 0, int64(0)
     for i in range(counts.size):
         total += counts[i]
@@ -312,7 +323,7 @@ def choose_frequencies(counts, bits, width, limit, always, log2, symbols, freque
         if escaped or always or n == 1:
             kept[m] = escaped
             m += 1
-        _fit(kept, m, frequencies, bits, total, log2)
+        _fit(kept, m, frequencies, bits, total, log2, moves)
         escape = frequencies[n] if m > n else int64(0)
         cost = escaped * 8 * width + _table_cost(symbols, frequencies, n, escape, width) << 16
         for i in range(m):
@@ -334,8 +345,8 @@ def choose_frequencies(counts, bits, width, limit, always, log2, symbols, freque
 
 
 @kernel
-def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept):
-    return choose_frequencies(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept)
+def _normalise(counts, bits, width, limit, always, log2, space, best_symbols, best_frequencies):
+    return choose_frequencies(counts, bits, width, limit, always, log2, space, best_symbols, best_frequencies)
 
 
 def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> Table:
@@ -350,10 +361,9 @@ def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> 
         counts.dtype == np.int64 and counts.flags.c_contiguous and counts.ndim == 1 and 1 <= counts.size <= 256**width,
         "counts are no array of int64, one a symbol",
     )
-    symbols, frequencies, kept = np.empty(257, np.int64), np.empty(257, np.int64), np.empty(257, np.int64)
     best_symbols, best_frequencies = np.empty(257, np.uint16), np.empty(257, np.uint16)
     limit = FEW_SYMBOLS if bits == 8 else MANY_SYMBOLS
-    n, rest = _normalise(counts, bits, width, limit, escape, LOG2, symbols, frequencies, best_symbols, best_frequencies, kept)
+    n, rest = _normalise(counts, bits, width, limit, escape, LOG2, np.empty(CHOICE_NUMBERS, np.int64), best_symbols, best_frequencies)
     return Table(bits, best_symbols[:n].copy(), best_frequencies[:n].copy(), rest)
 
 

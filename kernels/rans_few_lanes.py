@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.types import int64
+from numba import types
+from numba.types import int64, uint64
 
 from modelcodec.kernels import memory
+from modelcodec.kernels.frequencies import reciprocal
 from modelcodec.kernels.jit import piece
-from modelcodec.kernels.memory import load_u8
-from modelcodec.kernels.rans_layout import CONSTANTS, ENTRIES
+from modelcodec.kernels.memory import load_u8, load_u16, store_u64
+from modelcodec.kernels.rans_layout import CONSTANTS, ENTRIES, FREQUENCY, START, VALUE
 from modelcodec.kernels.rans_vector import coder, group_coder
 from modelcodec.kernels.simd import element, emit, loop, offset, unsigned
 
@@ -29,7 +31,7 @@ def _rounds(lanes: int) -> Any:
     @emit(int64(*(int64,) * 6))
     def rounds(builder: Any, units: Any, count: Any, codes: Any, bits: Any, states: Any, work: Any) -> Any:
         """`count` times 64 words, the last one first. Leaves in the place of each code 16 bits, the highest set for an escape."""
-        total, top, table = builder.shl(_i64(1), bits), builder.sub(_i64(32), bits), offset(builder, work, ENTRIES)
+        table = offset(builder, work, ENTRIES)
 
         def eight(current: Sequence[Any]) -> Sequence[Any]:
             units, left, *x = current
@@ -37,15 +39,15 @@ def _rounds(lanes: int) -> Any:
             codes_here = element(builder, codes, 2 * _UNROLLED, i)
             for t in range(_UNROLLED - 1, -1, -1):
                 code, lane = offset(builder, codes_here, 2 * t), t % lanes
-                entry = memory.load(builder, element(builder, table, 8, unsigned(builder, code, 16)), _I64)
-                memory.store(builder, code, builder.trunc(builder.lshr(entry, _i64(48)), _I16))
-                f, bias, more = (builder.and_(builder.lshr(entry, _i64(32 + at)), _i64(mask)) for at, mask in ((0, 4095), (12, 8191), (25, 15)))
-                full = builder.icmp_unsigned(">=", builder.lshr(x[lane], top), f)
+                entry = element(builder, table, _ENTRY_BYTES, unsigned(builder, code, 16))
+                shift, reach, multiplier, bias, less = (unsigned(builder, offset(builder, entry, at), n) for at, n in _FIELDS)
+                memory.store(builder, code, builder.trunc(shift, _I16))
+                full = builder.icmp_unsigned(">=", x[lane], reach)
                 memory.store(builder, units, builder.trunc(x[lane], _I16))
                 units = element(builder, units, 2, builder.zext(full, _I64))
                 rest = builder.select(full, builder.lshr(x[lane], _i64(16)), x[lane])
-                q = builder.lshr(builder.mul(rest, builder.and_(entry, _i64(0xFFFFFFFF))), builder.add(more, _i64(32)))
-                x[lane] = builder.add(builder.add(rest, bias), builder.mul(q, builder.sub(total, f)))
+                q = builder.lshr(builder.mul(rest, multiplier), builder.and_(shift, _i64(63)))
+                x[lane] = builder.add(builder.add(rest, bias), builder.mul(q, less))
             return [units, i, *x]
 
         first = [unsigned(builder, offset(builder, states, 4 * lane), 32) for lane in range(lanes)]
@@ -56,6 +58,35 @@ def _rounds(lanes: int) -> Any:
         return units
 
     return rounds
+
+
+_ENTRY_BYTES, _N_NEAR = 16, 1024
+_FIELDS = ((0, 16), (4, 32), (8, 32), (12, 16), (14, 16))
+"""Offset and bits of what an entry says: the shift after the product, in the highest bit whether it is an escape; the state from which on 16 bits go out; the
+multiplier; what is added to a state; what is added for each time that its frequency goes into it.
+"""
+
+
+@piece(types.void(*(int64,) * 4))
+def _entries(bits, n_symbols, escape, work):
+    """Write ENTRIES by codes. A frequency of 1 gets one less than the quotient, which its bias mends."""
+    first = load_u16(work + VALUE)
+    for rank in range(n_symbols, -1, -1):
+        f, bias, m, k = int64(0), int64(0), int64(0), int64(32)
+        if rank < n_symbols + (escape > 0):
+            f, bias = load_u16(work + FREQUENCY + 2 * rank), load_u16(work + START + 2 * rank)
+            m, k, _ = reciprocal(f, bits)
+            if f == 1:
+                m, k, bias = int64(0xFFFFFFFF), int64(32), bias + (1 << bits) - 1
+        low = uint64(k | (rank == n_symbols) << 15) | uint64(f) << uint64(64 - bits)
+        high = uint64(m) | uint64(bias) << uint64(32) | uint64((1 << bits) - f) << uint64(48)
+        from_code, to_code = int64(0), int64(_N_NEAR)
+        if rank < n_symbols:
+            from_code = load_u16(work + VALUE + 2 * rank) - first
+            to_code = from_code + 1
+        for code in range(from_code, to_code):
+            store_u64(work + ENTRIES + _ENTRY_BYTES * code, low)
+            store_u64(work + ENTRIES + _ENTRY_BYTES * code + 8, high)
 
 
 _rounds_1, _rounds_2, _rounds_4, _rounds_8 = (_rounds(lanes) for lanes in (1, 2, 4, 8))
@@ -73,5 +104,5 @@ def _few_lanes(units, count, codes, bits, states, work):
     return _rounds_8(units, count, codes, bits, states, work)
 
 
-pack_few_lanes = coder(group_coder(_few_lanes))
+pack_few_lanes = coder(group_coder(_few_lanes, _N_NEAR - 1), _entries, _N_NEAR)
 """As `pack_rounds` of an arm, for one group of 1 to 8 lanes, which take words in their order; a round is 64 words."""

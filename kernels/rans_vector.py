@@ -267,7 +267,7 @@ def decoder(step: Step) -> Any:
 # Packing. A code is the symbol less the first one. An entry: multiplier in the low half; in the high one 12 bits of frequency, 13 of bias, 4 of shift, and at
 # the top whether it is an escape
 
-_N_NEAR = 2048
+N_NEAR = 2048
 """Symbols that have entries, from the first one on; the last of these is always an escape."""
 
 
@@ -350,7 +350,7 @@ def _notes(builder: Any, codes: Any, count: Any, k: Any, work: Any) -> Any:
 
 
 @piece(types.void(*(int64,) * 4))
-def _coding_entries(bits, n_symbols, escape, work):
+def coding_entries(bits, n_symbols, escape, work):
     """Write ENTRIES: quotients by a 32-bit product and a shift; a frequency of 1 gets one less than the quotient, which its bias mends."""
     first = load_u16(work + VALUE)
     for rank in range(n_symbols, -1, -1):
@@ -362,13 +362,13 @@ def _coding_entries(bits, n_symbols, escape, work):
                 m, k, bias = int64(0xFFFFFFFF), int64(32), bias + (1 << bits) - 1
             entry = uint64(m) | uint64(f | bias << 12 | (k - 32) << 25 | (rank == n_symbols) << 31) << uint64(32)
         if rank == n_symbols:
-            for code in range(_N_NEAR):
+            for code in range(N_NEAR):
                 store_u64(work + ENTRIES + 8 * code, entry)
         else:
             store_u64(work + ENTRIES + 8 * (load_u16(work + VALUE + 2 * rank) - first), entry)
 
 
-def group_coder(state_rounds: Any, most: int = _N_NEAR - 1, put_classes: Any = _no_classes) -> Any:
+def group_coder(state_rounds: Any, most: int = N_NEAR - 1, put_classes: Any = _no_classes) -> Any:
     """What packs a group, from what brings its states through rounds, the largest code, which is always an escape, and what puts classes into codes."""
     code_rounds = _code_loop(most)
 
@@ -401,16 +401,16 @@ def group_coder(state_rounds: Any, most: int = _N_NEAR - 1, put_classes: Any = _
     return pack_group
 
 
-def coder(pack_group: Any) -> Any:
-    """`pack_rounds` of an arm, from what packs a group."""
+def coder(pack_group: Any, write_entries: Any = coding_entries, n_near: int = N_NEAR) -> Any:
+    """`pack_rounds` of an arm, from what packs a group, what writes its entries, and for how many symbols it does."""
 
     @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
     def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work):
         """Code the first `whole` rounds of each group, backwards, if the table suits. Returns rounds that are left, and the places after the units."""
         base = load_u16(work + VALUE)
-        if n_symbols > 255 or load_u16(work + VALUE + 2 * (n_symbols - 1)) - base >= _N_NEAR - 1:
+        if n_symbols > 255 or load_u16(work + VALUE + 2 * (n_symbols - 1)) - base >= n_near - 1:
             return whole, a, b
-        _coding_entries(bits, n_symbols, escape, work)
+        write_entries(bits, n_symbols, escape, work)
         a, escapes = pack_group(kind, s, words, rest, low, n, int64(0), whole, bits, a, base, work, 0, work, work + STATES)
         if groups == 2:
             b, found = pack_group(kind, s, words, rest, low, n, n_a >> 6, whole, bits, b, base, work, 0, work, work + STATES + 256)

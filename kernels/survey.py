@@ -113,7 +113,7 @@ def has_many(x, n, width, most, memory):
     return False
 
 
-_BYTES_LOOKED_AT = 4096
+_BYTES_LOOKED_AT = 2048
 
 
 @piece(types.boolean(*(int64,) * 3, int64[::1]))
@@ -133,6 +133,16 @@ def low_halves_are_random(x, n, words, counts):
         if 256 * (bits * sampled // looked_at + 8 * different) < 253 * 8 * sampled:
             return False
     return True
+
+
+@kernel
+def _low_halves_are_random(x, n, words, counts):
+    return low_halves_are_random(x, n, words, counts)
+
+
+def random_below(x: Array, words: int) -> bool:
+    """Whether the low halves of x (u4) are random for sure, by some of what a sample of `words` shows."""
+    return bool(_low_halves_are_random(address_of(flat(x, (4,))), x.size, words, np.empty(512, np.int64)))
 
 
 _PIECES, _PIECE_WORDS = 64, 1 << 13

@@ -127,7 +127,7 @@ def plan(spec: TensorSpec, x: Array, level: int) -> Plan:
 def choices(spec: TensorSpec, n: int, level: int) -> Choices | None:
     """What `frame_encoder` needs to know to plan and code frames of n words by itself; None where `plan` has to be asked."""
     dtype = _FLOATS.get(spec.dtype.name)
-    if dtype not in _EXPONENT_AT or level == SMALL or n < LEAST_WORDS:
+    if dtype not in _EXPONENT_AT or n < LEAST_WORDS or (level == SMALL and (len(spec.shape) > 1 or n >= _REPEAT_WORDS)):
         return None
     return _choices(dtype, level, n >= VECTOR_WORDS, _split_level(n, dtype, level))
 
@@ -384,6 +384,8 @@ def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
 
 def _low_plan(x: Array, level: int) -> Plan | None:
     """A plan for the low words of wide floats where a sample of their bytes is not random."""
+    if x.itemsize == 4 and survey.random_below(x, _SAMPLE_WORDS[level]):
+        return None
     sample = np.ascontiguousarray(x[:: x.size // _SAMPLE_WORDS[level] | 1])
     octets = sample.view(np.uint8).reshape(-1, x.itemsize)[:, : x.itemsize - 2]
     for k in range(octets.shape[1]):

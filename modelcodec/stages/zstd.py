@@ -24,9 +24,11 @@ CHECK_PAYLOAD = True
 _of_thread = local()
 
 
-_SHORT_LOG2 = 15
-_LEAST_STRONG = 13
-"""From this level on zstd has tables whose clearing takes longer than searching short bytes does; for these it is told how many there are."""
+_SHORT_BYTES = 1 << 15
+_SIZED = range(13, 19)
+"""Levels whose tables for long input take longer to clear than short bytes take to search: for these zstd is told how many there are."""
+_REMEMBERED = 13
+"""From this level on the last short bytes that were asked for are remembered."""
 
 
 @lru_cache(None)
@@ -37,11 +39,13 @@ def _parameters(level: int, size: int) -> zstandard.ZstdCompressionParameters:
 
 
 def _compressor(level: int, n: int) -> zstandard.ZstdCompressor:
-    """The thread's compressor for n bytes. One at a time: at a high level it holds 20 MB."""
-    key = level, 1 << max(n - 1, 0).bit_length() if level >= _LEAST_STRONG and n <= 1 << _SHORT_LOG2 else 0
-    kept = getattr(_of_thread, "compressor", None)
+    """The thread's compressor for n bytes: one for the lowest level, with which planners look at samples, and one for any other, since it may hold 20 MB."""
+    key = level, 1 << max(n - 1, 0).bit_length() if level in _SIZED and n <= _SHORT_BYTES else 0
+    place = "quickest" if level == 1 else "stronger"
+    kept = getattr(_of_thread, place, None)
     if kept is None or kept[0] != key:
-        _of_thread.compressor = kept = key, zstandard.ZstdCompressor(compression_params=_parameters(*key))
+        kept = key, zstandard.ZstdCompressor(compression_params=_parameters(*key))
+        setattr(_of_thread, place, kept)
     compressor: zstandard.ZstdCompressor = kept[1]
     return compressor
 
@@ -49,9 +53,9 @@ def _compressor(level: int, n: int) -> zstandard.ZstdCompressor:
 def _compressed(level: int, data: memoryview) -> bytes:
     """One-shot compression of a thread's own compressor: the result depends on input, level and zstd's version alone.
 
-    The last short bytes that were asked for at a strong level are remembered: who plans tries what is then done.
+    Who plans tries at a strong level what is then done.
     """
-    if level < _LEAST_STRONG or len(data) > 1 << _SHORT_LOG2:
+    if level < _REMEMBERED or len(data) > _SHORT_BYTES:
         return _compressor(level, len(data)).compress(data)
     asked = level, bytes(data)
     if getattr(_of_thread, "asked", None) != asked:
