@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import xxhash
 
 from modelcodec import frame as frames
 from modelcodec import usual_frames
@@ -395,10 +394,9 @@ class _SameFinder:
 
     def find(self, data: memoryview, index: int) -> int | None:
         middle = len(data) // 2
-        sample = xxhash.xxh3_64(data[:SAMPLE_BYTES])
-        sample.update(data[middle : middle + SAMPLE_BYTES])
-        sample.update(data[-SAMPLE_BYTES:])
-        candidates = self._seen.setdefault((len(data), sample.intdigest()), [])
+        parts = (data[:SAMPLE_BYTES], data[middle : middle + SAMPLE_BYTES], data[-SAMPLE_BYTES:])
+        sample = b"".join(parts) if len(data) > 3 * SAMPLE_BYTES else data
+        candidates = self._seen.setdefault((len(data), frames.digest_of(sample)), [])
         for earlier, other in candidates:
             if _same(frames.as_bytes(data), frames.as_bytes(other)):
                 return earlier

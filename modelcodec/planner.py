@@ -335,17 +335,23 @@ def _masked(x: Array, fill: int, dtype: str | None, level: int) -> Plan:
     mask, values = _parts(Sparse(fill), x)
     inner = RAW
     if values.size:
-        negative_zero = 1 << (8 * x.itemsize - 1)
         if is_constant(values):
             inner = CONSTANT
-        elif dtype is not None and fill == 0 and int(np.count_nonzero(values == x.dtype.type(negative_zero))) * _SPARSE_SHARE[level] > values.size:
-            inner = _masked(values, negative_zero, dtype, level)
         elif dtype is not None:
-            cuts = _LOW_BITS[dtype][_split_level(values.size, dtype, level)]
-            inner = _palette(values, level) or _split(values, _Survey.of(values, cuts, level), dtype, level)
+            inner = _masked_floats(values, fill, dtype, level)
         else:
             inner = integer_plan(values, level) if x.itemsize > 1 else byte_plan(values, level)
     return Plan(Sparse(fill), {"mask": byte_plan(mask, level), "values": inner})
+
+
+def _masked_floats(values: Array, fill: int, dtype: str, level: int) -> Plan:
+    """Of floats without zeros: negative zeros apart, if there are many, few values as a palette, or split."""
+    seen = _Survey.of(values, _LOW_BITS[dtype][_split_level(values.size, dtype, level)], level)
+    negative_zero, share = 1 << (8 * values.itemsize - 1), _SPARSE_SHARE[level]
+    # Their symbol is that of the smallest numbers: where these are few, nobody counts.
+    if fill == 0 and int(seen.counts[0]) * share > seen.n_sampled and np.count_nonzero(values == values.dtype.type(negative_zero)) * share > values.size:
+        return _masked(values, negative_zero, dtype, level)
+    return _palette(values, level) or _split(values, seen, dtype, level)
 
 
 def _palette(x: Array, level: int) -> Plan | None:
