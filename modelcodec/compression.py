@@ -36,7 +36,15 @@ IN_MEMORY_BYTES = 64 << 20
 SAMPLE_BYTES = 1024
 _BUFFER_BYTES = 2 * LIMITS.frame_bytes
 """Room for an encoded frame, and for a batch of them while it is encoded."""
+_BATCH_BYTES = {
+    (False, False): 4 * LIMITS.frame_bytes,
+    (False, True): LIMITS.frame_bytes,
+    (True, False): LIMITS.frame_bytes,
+    (True, True): LIMITS.frame_bytes // 4,
+}
+"""(straight to the file, several threads) -> frames that are encoded in one call, together; large ones come alone where there is no room for two."""
 _SHORT_WRITE = 1 << 16
+"""Shorter pieces are written together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ def compress_view(
     group_frames = settings.group_frames
     # Groups of several frames wait in smaller numbers: they are larger.
     ahead = 2 * settings.threads if group_frames == 1 else settings.threads + 1
-    batches = _batches(_jobs(pieces, group_frames), LIMITS.frame_bytes * (4 if settings.threads == 1 else 1) // (4 if reserve else 1))
+    batches = _batches(_jobs(pieces, group_frames), _BATCH_BYTES[reserve, settings.threads > 1])
     encoded = ordered(lambda batch: _encode_batch(batch, settings, buffers), batches, settings.threads, ahead)
     coded = map(ticks.group, _given_back(encoded, buffers))
     for piece in pieces:
