@@ -17,8 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = 150
 MANY_CASES = 10_000
 
-HELD_ELSEWHERE = {"whole_frame", "context_coder", "trellis", "feedback_trellis"}
-"""whole_frame against the general decoder (test_stages.py, test_frame_runs.py), the kernels of `grid` against a decoder in plain Python (test_grid.py)."""
+HELD_ELSEWHERE = {"whole_frame", "frame_encoder", "context_coder", "trellis", "feedback_trellis"}
+"""whole_frame against the general decoder (test_stages.py, test_frame_runs.py), frame_encoder against the planner and the stages
+(test_usual_frames.py), the kernels of `grid` against a decoder in plain Python (test_grid.py).
+"""
 MODULES = sorted({path.stem for path in (ROOT / "kernels").glob("[a-z]*.py") if "@kernel" in path.read_text(encoding="utf-8")} - {"jit", *HELD_ELSEWHERE})
 
 
