@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from json import dumps
+from json.encoder import encode_basestring_ascii
 from math import prod
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
@@ -98,10 +99,11 @@ def checked(found: Checkpoint, n_bytes: int) -> Checkpoint:
     """
     position, skeleton, names, header = 0, 0, set[str](), len(dumps(dict(found.metadata)))
     for extent in found.extents:
-        if extent.offset < position or extent.end > n_bytes:
+        end = extent.end
+        if extent.offset < position or end > n_bytes:
             raise CorruptFile(f"tensor {extent.spec.name!r} at byte {extent.offset} overlaps another or leaves the file; the file is damaged, fetch it again")
         skeleton += extent.offset - position
-        position = extent.end
+        position = end
         header += _header_cost(extent)
         names.add(extent.spec.name)
     skeleton += n_bytes - position
@@ -125,6 +127,6 @@ def _header_cost(extent: Extent) -> int:
         name.encode()
     except UnicodeEncodeError as error:
         raise UnsupportedFile(f"tensor name {name!a} is no Unicode text; the file is kept as bytes") from error
-    if len(shape) > LIMITS.dimensions or any(n < 0 for n in shape) or prod(n or 1 for n in shape) >= _DIMENSION_END:
+    if len(shape) > LIMITS.dimensions or min(shape, default=0) < 0 or prod([n or 1 for n in shape]) >= _DIMENSION_END:
         raise LimitExceeded(f"tensor {name!r}: a shape of {len(shape)} dimensions, or one of them, is beyond the format; the file is kept as bytes")
-    return len(dumps(name)) + 20 * len(shape) + 100
+    return len(encode_basestring_ascii(name)) + 20 * len(shape) + 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from math import inf
 from struct import Struct, unpack
 from threading import Lock
@@ -180,7 +181,7 @@ class Writer:
         start = self.position
         for piece in pieces:
             self._put(piece)
-        self._finish(ORDINARY, start, b"".join(d.to_bytes(8, "little") for d in digests), digests)
+        self._finish(ORDINARY, start, b"".join([d.to_bytes(8, "little") for d in digests]), digests)
 
     def same(self, index: int) -> None:
         """The next entry has the bytes of an earlier one."""
@@ -255,10 +256,11 @@ class Writer:
     def _finish(self, kind: int, start: int, row: bytes, digests: Sequence[int], digest: int | None = None, since: tuple[int, int] = (0, 1)) -> None:
         item = self.items[len(self.rows)]
         if digest is None:
-            digest = frames.digest_of(b"".join(d.to_bytes(8, "little") for d in digests))
-        shape = varint(len(item.spec.shape)) + b"".join(map(varint, item.spec.shape))
+            digest = frames.digest_of(b"".join([d.to_bytes(8, "little") for d in digests]))
+        spec = item.spec
+        shape = b"".join([varint(n) for n in (len(spec.shape), *spec.shape)])
         gap = varint(item.gap) if item.role == TENSOR_ROLE else b""
-        self.rows.append(bytes([item.role, kind, item.spec.dtype.id]) + shape + gap + digest.to_bytes(8, "little") + row)
+        self.rows.append(b"".join((bytes((item.role, kind, spec.dtype.id)), shape, gap, digest.to_bytes(8, "little"), row)))
         self.kinds.append(kind)
         self.sinces.append(max(SINCE[kind], ROLE_SINCE[item.role], since))
         self.digests.append(digest)
@@ -270,22 +272,21 @@ class Writer:
 
     def _header(self, n_directory: int) -> bytes:
         marked = {**self.metadata, MARKER: "{}.{}".format(*self._version())}
-        rows: dict[str, Any] = {"__metadata__": marked, DIRECTORY: _row("U8", (n_directory,), 0, n_directory)}
+        rows = [_row(DIRECTORY, "U8", (n_directory,), 0, n_directory)]
+        shift = n_directory - self.base
         for item, kind, (start, end) in zip(self.items, self.kinds, self.spans, strict=True):
-            start, end = start - self.base + n_directory, end - self.base + n_directory
-            if kind == ORDINARY and item.spec.dtype.in_safetensors:
-                rows[item.name] = _row(item.spec.dtype.name, item.spec.shape, start, end)
-            else:
-                rows[item.name] = _row("U8", (end - start,), start, end)
-        return _json(rows)
+            is_itself = kind == ORDINARY and item.spec.dtype.in_safetensors
+            dtype, shape = (item.spec.dtype.name, item.spec.shape) if is_itself else ("U8", (end - start,))
+            rows.append(_row(item.name, dtype, shape, start + shift, end + shift))
+        return _header_bytes(marked, rows)
 
     def _header_bound(self) -> int:
         most = 10 * 2**40  # offsets of any file there is have at most this many digits
-        rows: dict[str, Any] = {"__metadata__": {**self.metadata, MARKER: "{}.{}".format(*VERSION)}, DIRECTORY: _row("U8", (most,), 0, most)}
+        rows = [_row(DIRECTORY, "U8", (most,), 0, most)]
         for item in self.items:
             longer = max((item.spec.shape, (most,)), key=lambda shape: len(str(shape)))
-            rows[item.name] = _row("F8_E4M3FNUZ", longer, most, most)
-        size = len(_json(rows))
+            rows.append(_row(item.name, "F8_E4M3FNUZ", longer, most, most))
+        size = len(_header_bytes({**self.metadata, MARKER: "{}.{}".format(*VERSION)}, rows))
         return size + -size % ALIGNMENT
 
     def _bound(self) -> int:
@@ -301,12 +302,15 @@ def _base_bytes(base: BaseTensor) -> bytes:
     return varint(base.file) + byte_string(base.name.encode()) + base.digest.to_bytes(8, "little")
 
 
-def _row(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+def _row(name: str, dtype: str, shape: tuple[int, ...], start: int, end: int) -> str:
+    sizes = ",".join([str(n) for n in shape])
+    return f'{encode_basestring(name)}:{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{start},{end}]}}'
 
 
-def _json(rows: Mapping[str, Any]) -> bytes:
-    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+def _header_bytes(metadata: Mapping[str, str], rows: Iterable[str]) -> bytes:
+    """The JSON header: by hand, since a file may have hundreds of thousands of rows."""
+    described = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False)
+    return ",".join((f'{{"__metadata__":{described}', *rows)).encode() + b"}"
 
 
 def losses_bytes(losses: Mapping[int, Loss]) -> bytes:

@@ -131,9 +131,16 @@ class PickleReader:
 
     def read(self) -> object:
         self._stack, self._marks, self._memo, self.persistent_ids = [], [], {}, []
+        data, n_bytes, most = self._data, len(self._data), self._limits.pickle_operations
         while True:
-            self._charge(1)
-            code = self._uint(1)
+            self.operations += 1
+            if self.operations > most:
+                self._charge(0)
+            at = self.position
+            if at >= n_bytes:
+                self._take(1)
+            self.position = at + 1
+            code = data[at]
             if code == _STOP:
                 return self._pop()
             operation = _OPERATIONS.get(code)
@@ -157,6 +164,10 @@ class PickleReader:
         return piece
 
     def _uint(self, n_bytes: int) -> int:
+        at = self.position
+        if n_bytes == 1 and at < len(self._data):  # most of them
+            self.position = at + 1
+            return self._data[at]
         return int.from_bytes(self._take(n_bytes), "little")
 
     def _line(self) -> bytes:

@@ -13,6 +13,7 @@ from modelcodec.types import DTYPE_BY_NAME, Checkpoint, Extent, TensorSpec
 
 _LENGTH_BYTES = 8
 _WHITESPACE = b" \t\r\n"
+_SIZE_END = 1 << 63
 
 
 class Safetensors:
@@ -87,8 +88,11 @@ def _extent(name: str, entry: object, data: int, n_source: int) -> Extent:
 
 def _sizes(value: object) -> tuple[int, ...] | None:
     """A JSON list of sizes; None for anything else, true and 1.0 included."""
-    if type(value) is not list or any(type(n) is not int or not 0 <= n < 1 << 63 for n in value):
+    if type(value) is not list:
         return None
+    for n in value:
+        if type(n) is not int or not 0 <= n < _SIZE_END:
+            return None
     return tuple(value)
 
 

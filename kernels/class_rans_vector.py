@@ -17,7 +17,7 @@ from modelcodec.kernels import memory
 from modelcodec.kernels.class_rans_scalar import map_row
 from modelcodec.kernels.jit import piece
 from modelcodec.kernels.rans_layout import STATES
-from modelcodec.kernels.rans_vector import BYTES_A_ROUND, Step, codes_of_eight, group_coder, group_decoder, loop_over, ones
+from modelcodec.kernels.rans_vector import BYTES_A_ROUND, Step, codes_of_eight, group_coder, group_decoder, loop_over, ones, state_loop_backwards
 from modelcodec.kernels.simd import element, emit, load, loop, offset, opaque, splat, store, unsigned
 
 __all__ = ["coder", "decoder", "map_row", "pack_rounds", "unpack_rounds"]
@@ -132,7 +132,7 @@ def lane_by_lane_backwards(builder: Any, states: Any, units: Any, codes: Any, bi
 
 def coder(step: Step) -> Any:
     """`pack_rounds` of an arm, from its step."""
-    pack_group = group_coder(step, _ESCAPE, _put_first_symbols)
+    pack_group = group_coder(state_loop_backwards(step), _ESCAPE, _put_first_symbols)
 
     @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
     def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, entries, classes, a, b, work):

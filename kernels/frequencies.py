@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 
 MIN_BITS, MAX_BITS = 8, 12
 MAX_FREQUENCIES = 256
+FEW_SYMBOLS, MANY_SYMBOLS = 63, 255
+"""The most symbols of a table of 8 bits, which a decoder then holds in registers, and of others, beside the escape."""
 
 
 class Status(IntEnum):
@@ -134,8 +136,13 @@ def _tally(parts, symbol):
     store_u32(counter, load_u32(counter) + 1)
 
 
-@kernel
-def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
+def histogram_scratch(bins: int) -> int:
+    """Bytes of memory that `count_symbols` needs at `parts`."""
+    return 8 * (4 * bins + _PART_GAP)
+
+
+@piece(types.void(*(int64,) * 9))
+def count_symbols(words, n, kind, shift, block, step, bins, counts, parts):
     """Add to `counts` the symbols of `block` out of every `step` words.
 
     Neighbours go to different ones of 8 partial histograms (u32, at `parts`), since a counter that was just written is slow to read.
@@ -179,12 +186,21 @@ def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
         store_u64(counts + 8 * i, load_u64(counts + 8 * i) + uint64(total))
 
 
+@kernel
+def _histogram(words, n, kind, shift, block, step, bins, counts, parts):
+    count_symbols(words, n, kind, shift, block, step, bins, counts, parts)
+
+
+SAMPLE_BLOCK = 64
+"""Words that are counted together where only some are."""
+
+
 def _count(words: Array, kind: int, shift: int, counts: Array, sample: int) -> None:
     require(counts.dtype == np.int64 and counts.flags.c_contiguous and counts.flags.writeable, "counts are no contiguous array of int64")
     require(256 <= counts.size <= 65536 and counts.size & (counts.size - 1) == 0, "the number of counts is no power of two from 256 to 65536")
     require(words.size < 1 << 31 and sample >= 1, "too many words for one histogram, or nothing to sample")
-    block = 64 if sample > 1 else max(words.size, 1)
-    parts = scratch(8 * (4 * counts.size + _PART_GAP))
+    block = SAMPLE_BLOCK if sample > 1 else max(words.size, 1)
+    parts = scratch(histogram_scratch(counts.size))
     _histogram(address_of(words), words.size, kind, shift, block, block * sample, counts.size, address_of(counts), parts)
 
 
@@ -246,8 +262,20 @@ def reciprocal(f, bits):
     return m, k, (m * f - (int64(1) << k)) * f <= int64(1) << (k - 32 + bits)
 
 
-@piece(types.void(int64[::1], int64, int64[::1], int64, int64, int64[::1]))
-def _fit(counts, n, frequencies, bits, total, log2):
+_MOVES = 2 * (MAX_FREQUENCIES + 1)
+CHOICE_NUMBERS = 3 * (MAX_FREQUENCIES + 1) + _MOVES
+"""Numbers that `choose_frequencies` keeps."""
+
+
+@piece(types.void(int64, int64, int64, int64, int64[::1], int64[::1]))
+def _weigh_moves(i, count, f, most, log2, moves):
+    """What symbol i gains by one slot more, and loses by one less."""
+    moves[2 * i] = count * (log2[f + 1] - log2[f]) if f < most else int64(-1)
+    moves[2 * i + 1] = count * (log2[f] - log2[f - 1]) if f > 1 else int64(1) << 62
+
+
+@piece(types.void(int64[::1], int64, int64[::1], int64, int64, int64[::1], int64[::1]))
+def _fit(counts, n, frequencies, bits, total, log2, moves):
     """Frequencies of at least 1 that sum to 2 ** bits, for the n counts that sum to `total`: proportional, then moved one by one to where they save most."""
     most = (int64(1) << bits) - 1
     left = most + 1
@@ -255,29 +283,23 @@ def _fit(counts, n, frequencies, bits, total, log2):
         f = min(max((((counts[i] << (bits + 1)) + total) // (2 * total)), 1), most)
         frequencies[i] = f
         left -= f
+        _weigh_moves(i, counts[i], f, most, log2, moves)
     for _ in range(4 * n + abs(left)):
         gain, gainer, loss, loser = int64(-1), -1, int64(1) << 62, -1
         for i in range(n):
-            f = frequencies[i]
-            if f < most:
-                g = counts[i] * (log2[f + 1] - log2[f])
-                if g > gain:
-                    gain, gainer = g, i
-            if f > 1:
-                g = counts[i] * (log2[f] - log2[f - 1])
-                if g < loss:
-                    loss, loser = g, i
-        if left > 0:
-            frequencies[gainer] += 1
-            left -= 1
-        elif left < 0:
-            frequencies[loser] -= 1
-            left += 1
-        elif gain > loss and gainer != loser:
-            frequencies[gainer] += 1
-            frequencies[loser] -= 1
-        else:
+            if moves[2 * i] > gain:
+                gain, gainer = moves[2 * i], i
+            if moves[2 * i + 1] < loss:
+                loss, loser = moves[2 * i + 1], i
+        if left == 0 and (gain <= loss or gainer == loser):
             break
+        if left >= 0:
+            frequencies[gainer] += 1
+            _weigh_moves(gainer, counts[gainer], frequencies[gainer], most, log2, moves)
+        if left <= 0:
+            frequencies[loser] -= 1
+            _weigh_moves(loser, counts[loser], frequencies[loser], most, log2, moves)
+        left -= (left > 0) - (left < 0)
 
 
 @piece(int64(int64[::1], int64[::1], int64, int64, int64))
@@ -292,9 +314,17 @@ def _table_cost(symbols, frequencies, n, escape, width):
     return cost
 
 
-@kernel
-def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, best_symbols, best_frequencies, kept):
-    """Try several bounds below which a symbol is escaped; keep what costs least. Returns the number of symbols and the frequency of the escape."""
+_I8, _U2 = int64[::1], types.uint16[::1]
+
+
+@piece(types.UniTuple(int64, 2)(_I8, int64, int64, int64, types.boolean, _I8, _I8, _U2, _U2))
+def choose_frequencies(counts, bits, width, limit, always, log2, space, best_symbols, best_frequencies):
+    """Try several bounds below which a symbol is escaped; keep what costs least. Returns the number of symbols and the frequency of the escape.
+
+    space: CHOICE_NUMBERS, of any contents.
+    """
+    symbols, frequencies, kept = space[: MAX_FREQUENCIES + 1], space[MAX_FREQUENCIES + 1 : _MOVES], space[_MOVES : _MOVES + MAX_FREQUENCIES + 1]
+    moves = space[_MOVES + MAX_FREQUENCIES + 1 :]
     total, different, largest = int64(0), 0, int64(0)
     for i in range(counts.size):
         total += counts[i]
@@ -332,7 +362,7 @@ def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, b
         if escaped or always or n == 1:
             kept[m] = escaped
             m += 1
-        _fit(kept, m, frequencies, bits, total, log2)
+        _fit(kept, m, frequencies, bits, total, log2, moves)
         escape = frequencies[n] if m > n else int64(0)
         cost = escaped * 8 * width + _table_cost(symbols, frequencies, n, escape, width) << 16
         for i in range(m):
@@ -353,6 +383,11 @@ def _normalise(counts, bits, width, limit, always, log2, symbols, frequencies, b
     return best_n, best_escape
 
 
+@kernel
+def _normalise(counts, bits, width, limit, always, log2, space, best_symbols, best_frequencies):
+    return choose_frequencies(counts, bits, width, limit, always, log2, space, best_symbols, best_frequencies)
+
+
 def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> Table:
     """Choose the frequencies that code these counts of symbols in the fewest bits, table and escaped words (8 * width bits each) included.
 
@@ -365,10 +400,9 @@ def normalise(counts: Array, bits: int, width: int, *, escape: bool = False) -> 
         counts.dtype == np.int64 and counts.flags.c_contiguous and counts.ndim == 1 and 1 <= counts.size <= 256**width,
         "counts are no array of int64, one a symbol",
     )
-    symbols, frequencies, kept = np.empty(257, np.int64), np.empty(257, np.int64), np.empty(257, np.int64)
     best_symbols, best_frequencies = np.empty(257, np.uint16), np.empty(257, np.uint16)
-    limit = 63 if bits == 8 else 255
-    n, rest = _normalise(counts, bits, width, limit, escape, LOG2, symbols, frequencies, best_symbols, best_frequencies, kept)
+    limit = FEW_SYMBOLS if bits == 8 else MANY_SYMBOLS
+    n, rest = _normalise(counts, bits, width, limit, escape, LOG2, np.empty(CHOICE_NUMBERS, np.int64), best_symbols, best_frequencies)
     return Table(bits, best_symbols[:n].copy(), best_frequencies[:n].copy(), rest)
 
 
@@ -398,6 +432,8 @@ def table_bits(table: Table, width: int) -> int:
 
 _SPARE = 8
 """Bytes after a bit string that may be loaded and stored together with its last bits."""
+TABLE_BYTES = _SPARE + 6 * MAX_FREQUENCIES
+"""Room for any table."""
 
 
 @piece(int64(*(int64,) * 4))
@@ -408,9 +444,9 @@ def _put(out, position, value, n):
     return position + n
 
 
-@kernel
-def _write_table(symbols, frequencies, escape, width, out):
-    n = symbols.size
+@piece(int64(_U2, _U2, *(int64,) * 4))
+def put_table(symbols, frequencies, n, escape, width, out):
+    """Write a table of n symbols to an address, TABLE_BYTES of zeros. Returns its bytes."""
     position = _put(out, 0, int64(symbols[0]), 8 * width)
     position = _put(out, position, int64(symbols[n - 1]) - int64(symbols[0]), 8 * width)
     for i in range(-1, n):
@@ -426,10 +462,15 @@ def _write_table(symbols, frequencies, escape, width, out):
     return (position + 7) >> 3
 
 
+@kernel
+def _write_table(symbols, frequencies, n, escape, width, out):
+    return put_table(symbols, frequencies, n, escape, width, out)
+
+
 def write_table(table: Table, width: int) -> bytes:
     """The table as docs/stages.md has it, for words of `width` bytes."""
-    out = np.zeros(_SPARE + 6 * MAX_FREQUENCIES, np.uint8)
-    return out[: _write_table(table.symbols, table.frequencies, table.escape, width, address_of(out))].tobytes()
+    out = np.zeros(TABLE_BYTES, np.uint8)
+    return out[: _write_table(table.symbols, table.frequencies, table.symbols.size, table.escape, width, address_of(out))].tobytes()
 
 
 @piece(int64(*(int64,) * 3))

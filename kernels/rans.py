@@ -54,6 +54,12 @@ from modelcodec.kernels.memory import (
 from modelcodec.kernels.rans_layout import BLOCK, FREQUENCY, NOTES, NUMBERS, RANK, RECIPROCAL, START, STATES, VALUE, Frame, group_a
 from modelcodec.kernels.xxh3 import xxh3_64
 
+if arms.ARM == "scalar":
+    from modelcodec.kernels.rans_layout import CONSTANTS as LANES_LOG2
+    from modelcodec.kernels.rans_scalar import pack_rounds as pack_few_lanes
+else:
+    from modelcodec.kernels.rans_few_lanes import LANES_LOG2, pack_few_lanes
+
 if arms.ARM == "avx512vbmi":
     from modelcodec.kernels.rans_avx512 import pack_rounds, unpack_pair_rounds, unpack_rounds
 elif arms.ARM in ("avx2", "sse41", "neon"):
@@ -71,6 +77,9 @@ __all__ = [
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
+
+PACK_BYTES = NOTES + 8 + 512
+MOST_FEW_LANES_LOG2 = 3
 
 _OK, _TABLE, _SIZE, _UNITS = int(Status.OK), int(Status.TABLE), int(Status.SIZE), int(Status.UNITS)
 _FINAL, _ESCAPES, _SYMBOL, _PADDING = int(Status.STATES), int(Status.ESCAPES), int(Status.SYMBOL), int(Status.PADDING)
@@ -412,17 +421,16 @@ def reversed_units(to, source, end):
     return to + 2 * n
 
 
-@piece(types.UniTuple(int64, 4)(*(int64,) * 15))
-def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symbols, frequencies, n_symbols, escape, work):
-    """Code n words. Returns a status, the units of both groups, the number of escapes.
+@piece(types.UniTuple(int64, 3)(*(int64,) * 14))
+def code_words(kind, s, words, rest, low, n, bits, lanes_log2, groups, symbols, frequencies, n_symbols, escape, work):
+    """Code n words: rest and low get theirs, the units stay in `work`, in reverse, until `put_payload` takes them. Returns a status and each group's units.
 
-    The caller has proved: words are n of the kind, out has the room of `pack_bound`, rest and low (split kinds) the sizes that n and s imply, and work has
-    NOTES + n / 8 + 8 + 2 * n + 512 bytes.
+    The caller has proved: words are n of the kind, rest and low (split kinds) have the sizes that n and s imply, and work has PACK_BYTES + n / 8 + 2 * n bytes.
     """
     width = 1 if kind == U1 or (kind != U2 and s >= 7) else 2
     space = 1 << (15 - s) if kind >= SPLIT2 else 1 << (8 * width)
     if not rank_tables(bits, symbols, frequencies, n_symbols, escape, space - 1, work):
-        return _TABLE, 0, 0, 0
+        return _TABLE, 0, 0
     for symbol in range(space):
         store_u16(work + RANK + 2 * symbol, n_symbols)
     exact = True
@@ -432,17 +440,19 @@ def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symb
         exact &= all_exact
         if rank < n_symbols:
             store_u16(work + RANK + 2 * load_u16(work + VALUE + 2 * rank), rank)
-    n_states = groups << lanes_log2
-    for i in range(n_states):
+    for i in range(groups << lanes_log2):
         store_u32(work + STATES + 4 * i, 65536)
     n_a = group_a(n, groups)
-    area_a = work + NOTES + ((n + 511) >> 9 << 6)
-    area_b = area_a + 2 * n_a + 128
-    whole = (n - n_a if groups == 2 else n_a) >> 6 if lanes_log2 == 6 and exact else 0
+    area_a, area_b = _unit_areas(n, n_a, work)
+    whole = (n - n_a if groups == 2 else n_a) >> 6 if exact else 0
     a, b, left = area_a, area_b, whole
     for after in range(2):  # what comes after the whole rounds, the whole rounds, and what the vector code left of them
         if after and whole:
-            left, a, b = pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work)
+            if lanes_log2 == 6:
+                left, a, b = pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work)
+            elif lanes_log2 <= MOST_FEW_LANES_LOG2:
+                store_u8(work + LANES_LOG2, lanes_log2)
+                left, a, b = pack_few_lanes(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work)
         for group in range(groups):
             begin, end = (n_a, n) if group else (int64(0), n_a)
             first, last = (begin, begin + 64 * left) if after else (begin + 64 * whole, end)
@@ -451,32 +461,68 @@ def pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symb
             )
             a, b = (a, units) if group else (units, b)
         if a == 0 or b == 0:
-            return _SYMBOL, 0, 0, 0
-    at = out
-    for group in range(groups):
-        at = reversed_units(at, area_b if group else area_a, b if group else a)
+            return _SYMBOL, 0, 0
+    return _OK, (a - area_a) >> 1, (b - area_b) >> 1
+
+
+@piece(types.UniTuple(int64, 2)(int64, int64, int64))
+def _unit_areas(n, n_a, work):
+    """Where in `work` the units of both groups lie."""
+    area_a = work + NOTES + ((n + 511) >> 9 << 6)
+    return area_a, area_a + 2 * n_a + 128
+
+
+@piece(int64(int64, int64))
+def count_escapes(n, work):
+    """How many of n words the notes tell to be escapes."""
+    n_escapes = int64(0)
+    for i in range((n + 63) >> 6):
+        note = load_u64(work + NOTES + 8 * i)
+        while note:
+            note &= note - uint64(1)
+            n_escapes += 1
+    return n_escapes
+
+
+@piece(types.void(*(int64,) * 10))
+def put_payload(kind, s, words, n, lanes_log2, groups, units_a, units_b, out, work):
+    """Write what `code_words` left in `work`: units, states, escaped words."""
+    area_a, area_b = _unit_areas(n, group_a(n, groups), work)
+    n_states = groups << lanes_log2
+    at = reversed_units(out, area_a, area_a + 2 * units_a)
+    if groups == 2:
+        at = reversed_units(at, area_b, area_b + 2 * units_b)
     copy(at, work + STATES, 4 * n_states)
     at += 4 * n_states
-    n_escapes = int64(0)
+    narrow = kind == U1 or (kind != U2 and s >= 7)
     for i in range((n + 63) >> 6):
         note = load_u64(work + NOTES + 8 * i)
         while note:
             symbol = symbol_of(words, kind, s, 64 * i + trailing_zeros(note))
             note &= note - uint64(1)
-            if width == 1:
-                store_u8(at + n_escapes, symbol)
+            if narrow:
+                store_u8(at, symbol)
+                at += 1
             else:
-                store_u16(at + 2 * n_escapes, symbol)
-            n_escapes += 1
-    return _OK, (a - area_a) >> 1, (b - area_b) >> 1, n_escapes
+                store_u16(at, symbol)
+                at += 2
 
 
 @kernel
 def _pack(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symbols, frequencies, n_symbols, escape, work):
-    return pack_frame(kind, s, words, out, rest, low, n, bits, lanes_log2, groups, symbols, frequencies, n_symbols, escape, work)
+    status, units_a, units_b = code_words(kind, s, words, rest, low, n, bits, lanes_log2, groups, symbols, frequencies, n_symbols, escape, work)
+    if status:
+        return status, units_a, units_b, int64(0)
+    put_payload(kind, s, words, n, lanes_log2, groups, units_a, units_b, out, work)
+    return status, units_a, units_b, count_escapes(n, work)
 
 
 # The kernels as the stages call them
+
+
+def pack_scratch(n: int) -> int:
+    """Bytes of memory that `code_words` needs at `work`."""
+    return PACK_BYTES + n // 8 + 2 * n
 
 
 def pack_bound(n: int, width: int, lanes_log2: int, groups: int) -> int:
@@ -556,7 +602,7 @@ def _call_pack(kind: int, s: int, words: Array, width: int, table: Table, lanes_
     n = words.size
     _require_lanes(n, lanes_log2, groups, table)
     require(flat(out, (1,)).flags.writeable and out.size >= pack_bound(n, width, lanes_log2, groups), "out is smaller than pack_bound")
-    work = scratch(NOTES + n // 8 + 8 + 2 * n + 512)
+    work = scratch(pack_scratch(n))
     symbols, frequencies = address_of(table.symbols), address_of(table.frequencies)
     found, units_a, units_b, n_escapes = _pack(
         kind, s, address_of(words), address_of(out), rest, low, n, table.bits, lanes_log2, groups, symbols, frequencies, table.symbols.size, table.escape, work

@@ -18,7 +18,7 @@ from numba.types import int64, uint64
 
 from modelcodec.kernels.frequencies import SPLIT2, SPLIT4, U1, reciprocal
 from modelcodec.kernels.jit import piece
-from modelcodec.kernels.memory import fill, load_u8, load_u16, store_u8, store_u16
+from modelcodec.kernels.memory import copy, fill, load_u8, load_u16, store_u8, store_u16
 from modelcodec.kernels.rans_layout import (
     BIAS,
     BY_SLOT,
@@ -415,8 +415,11 @@ def unpack_rounds(kind, s, payload, payload_end, middle, out, rest, low, n, n_a,
 # Packing
 
 
-def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
-    """A round of each group, for symbols among n_near - 1 neighbours, at most n_ranks ranks. Gives states, places after the units, and the escapes so far."""
+def _rounds_packed(n_near: int, n_ranks: int, groups: int = 2) -> Any:
+    """A round of each group, for symbols among n_near - 1 neighbours, at most n_ranks ranks. Gives states, places after the units, and the escapes so far.
+
+    With one group what belongs to the other is left as it is.
+    """
 
     def rounds(
         builder: Any, states: Any, a: Any, b: Any, escapes: Any, k_a: Any, k_b: Any, from_a: Any, from_b: Any, planes: Any,
@@ -425,7 +428,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
         shift, all_bits = splat(builder, s, 16, 32), splat(builder, mask, 16, 32)
         base, below = splat(builder, first, 16, 32), splat(builder, builder.sub(builder.shl(_i64(1), s), _i64(1)), 16, 32)
         lows, highs = [], []
-        for source, k in ((from_a, k_a), (from_b, k_b)):
+        for source, k in ((from_a, k_a), (from_b, k_b))[:groups]:
             words = [load(builder, offset(builder, source, half), 16, 32) for half in (0, 64)]
             near = [((word & all_bits) >> shift) - base for word in words]
             near = [x.least(n_near - 1) for x in near]
@@ -433,7 +436,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
             highs.append((near[0] >> 8).narrow(8).pick(range(64), (near[1] >> 8).narrow(8)) if n_near > 256 else lows[-1])
             store_rest(builder, block_places(builder, planes, k), r, [word & below | (word >> 15) << shift for word in words])
         ranks = _lookup_u8(builder, offset(builder, work, NEAR_RANK), n_near, lows, highs)
-        for rank, k in zip(ranks, (k_a, k_b), strict=True):
+        for rank, k in zip(ranks, (k_a, k_b)[:groups], strict=True):
             escaped = rank.equals(splat(builder, escape, 8, 64))
             _note(builder, work, k, escaped)
             escapes = builder.or_(escapes, escaped.as_number())
@@ -444,7 +447,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
         )
         total, top = splat(builder, builder.shl(_i64(1), bits), 32, 16), splat(builder, builder.sub(_i64(32), bits), 32, 16)
         result, places = [], []
-        for group, units in enumerate((a, b)):
+        for group, units in enumerate((a, b)[:groups]):
             even, odd = 2 * group, 2 * group + 1
             kept = []
             for v, x in enumerate(states[4 * group :][:4]):
@@ -463,7 +466,7 @@ def _two_rounds_packed(n_near: int, n_ranks: int) -> Any:
                 q = high_product(x, m) >> more
                 result.append(x + bias + q * (total - f))
             places.append(units)
-        return *result, *places, escapes
+        return *result, *states[4 * groups :], *places, *(a, b)[groups:], escapes
 
     return rounds
 
@@ -500,7 +503,8 @@ def _pack_loop(two_rounds: Any) -> Any:
     return rounds
 
 
-_pack_128, _pack_1024 = _pack_loop(_two_rounds_packed(128, 64)), _pack_loop(_two_rounds_packed(1024, 256))
+_pack_128, _pack_256, _pack_1024 = (_pack_loop(_rounds_packed(n_near, n_ranks)) for n_near, n_ranks in ((128, 64), (256, 128), (1024, 256)))
+_pack_128_alone, _pack_256_alone = (_pack_loop(_rounds_packed(n_near, n_ranks, 1)) for n_near, n_ranks in ((128, 64), (256, 128)))
 
 
 @piece(types.void(int64, int64, int64))
@@ -519,7 +523,10 @@ def _packing_tables(bits, n_ranks, work):
 
 @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
 def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work):
-    """Code the first `whole` rounds of each group, backwards, if the table suits. Returns rounds that are left, and the places after the units."""
+    """Code the first `whole` rounds of each group, backwards, if the table suits. Returns rounds that are left, and the places after the units.
+
+    A single group with a large table is coded twice at once, both times to the same place.
+    """
     first = load_u16(work + VALUE)
     spread = load_u16(work + VALUE + 2 * (n_symbols - 1)) - first + 1
     if n_symbols > 255 or spread > 1023:
@@ -528,11 +535,10 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbol
     fill(work + NEAR_RANK, n_symbols, 1024)
     for rank in range(n_symbols):
         store_u8(work + NEAR_RANK + load_u16(work + VALUE + 2 * rank) - first, rank)
-    k_b, states_b, unused = int64(0), work + STATES, b
-    if groups == 2:
-        k_b, states_b = n_a >> 6, work + STATES + 256
-    else:
-        b = a
+    k_b, states_b, unused = n_a >> 6, work + STATES + 256, b
+    if groups == 1:
+        k_b, b = int64(0), a
+        copy(states_b, work + STATES, 256)
     split = kind >= SPLIT2
     r, mask = (s + 1, 32767) if split else (0, 65535)
     planes = plane_places(rest, n, r, work + NUMBERS)
@@ -545,16 +551,23 @@ def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbol
         left -= count
         k_a, l_b = left, k_b + left
         from_a = words + 128 * k_a if direct else work + HALVES
-        from_b = words + 128 * l_b if direct else work + HALVES + 128 * ROUNDS_AT_ONCE
+        from_b = words + 128 * l_b if direct else work + HALVES + 128 * ROUNDS_AT_ONCE * (groups - 1)
         if not direct:
-            for k, halves in ((k_a, from_a), (l_b, from_b)):
+            for group in range(groups):
+                k, halves = (l_b, from_b) if group else (k_a, from_a)
                 for j in range(count):
                     if kind == U1:
                         widen_words(words + 64 * (k + j), halves + 128 * j)
                     else:
                         split_u32(words + 256 * (k + j), halves + 128 * j, low + 128 * (k + j))
-        if spread < 128 and n_symbols < 64:
+        if spread < 128 and n_symbols < 64 and groups == 1:
+            a, b, found = _pack_128_alone(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, mask, first, bits, n_symbols, work, states_b)
+        elif spread < 128 and n_symbols < 64:
             a, b, found = _pack_128(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, mask, first, bits, n_symbols, work, states_b)
+        elif spread < 256 and n_symbols < 128 and groups == 1:
+            a, b, found = _pack_256_alone(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, mask, first, bits, n_symbols, work, states_b)
+        elif spread < 256 and n_symbols < 128:
+            a, b, found = _pack_256(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, mask, first, bits, n_symbols, work, states_b)
         else:
             a, b, found = _pack_1024(a, b, count, k_a, l_b, from_a, from_b, planes, s, r, mask, first, bits, n_symbols, work, states_b)
         escapes |= found

@@ -12,7 +12,7 @@ from llvmlite import ir
 from modelcodec.kernels import memory
 from modelcodec.kernels.rans_layout import ENTRIES
 from modelcodec.kernels.rans_renormalisation import GIVING, LANES, TAKING, give_units, high_products, store_in_order, take_units
-from modelcodec.kernels.rans_vector import coder, decoder, ones, word_of
+from modelcodec.kernels.rans_vector import coder, decoder, group_coder, ones, state_loop_backwards, word_of
 from modelcodec.kernels.simd import collect, constant, element, load, offset, splat, store, unsigned
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -56,4 +56,4 @@ def _step_backwards(builder: Any, states: Any, units: Any, codes: Any, bits: Any
     return units
 
 
-unpack_rounds, pack_rounds = decoder(_step), coder(_step_backwards)
+unpack_rounds, pack_rounds = decoder(_step), coder(group_coder(state_loop_backwards(_step_backwards)))

@@ -2,7 +2,7 @@
 
 What belongs to a slot (unpacking) or a symbol (packing) lies in one entry of a table, so that a lane reads memory once. For some rounds at a time, one loop
 takes the states through a *step* for each round, and others turn what that left, a *code* of 16 bits for each word, into words; packing, the other way round.
-`decoder` and `coder` make an arm out of its steps; those here suit any processor. `class_rans_vector` has steps of its own.
+`decoder`, `group_coder` and `coder` make an arm out of its steps; those here suit any processor. `class_rans_vector` has steps of its own.
 
 Word r of a round belongs to lane 16 * (r mod 4) + r / 4. Codes lie in the order of the words.
 """
@@ -267,7 +267,7 @@ def decoder(step: Step) -> Any:
 # Packing. A code is the symbol less the first one. An entry: multiplier in the low half; in the high one 12 bits of frequency, 13 of bias, 4 of shift, and at
 # the top whether it is an escape
 
-_N_NEAR = 2048
+N_NEAR = 2048
 """Symbols that have entries, from the first one on; the last of these is always an escape."""
 
 
@@ -297,7 +297,9 @@ def lane_by_lane_backwards(builder: Any, states: Any, units: Any, codes: Any, bi
     return loop(builder, [units, _i64(8)], lambda current: builder.icmp_signed(">", current[1], _i64(0)), eight)[0]
 
 
-def _state_loop_backwards(step: Step) -> Any:
+def state_loop_backwards(step: Step) -> Any:
+    """What brings states through rounds, from what brings them through one."""
+
     @emit(int64(*(int64,) * 6))
     def rounds(builder: Any, units: Any, count: Any, codes: Any, bits: Any, states: Any, table: Any) -> Any:
         """`count` rounds, the last one first. Returns the place after the units."""
@@ -348,7 +350,7 @@ def _notes(builder: Any, codes: Any, count: Any, k: Any, work: Any) -> Any:
 
 
 @piece(types.void(*(int64,) * 4))
-def _coding_entries(bits, n_symbols, escape, work):
+def coding_entries(bits, n_symbols, escape, work):
     """Write ENTRIES: quotients by a 32-bit product and a shift; a frequency of 1 gets one less than the quotient, which its bias mends."""
     first = load_u16(work + VALUE)
     for rank in range(n_symbols, -1, -1):
@@ -360,15 +362,15 @@ def _coding_entries(bits, n_symbols, escape, work):
                 m, k, bias = int64(0xFFFFFFFF), int64(32), bias + (1 << bits) - 1
             entry = uint64(m) | uint64(f | bias << 12 | (k - 32) << 25 | (rank == n_symbols) << 31) << uint64(32)
         if rank == n_symbols:
-            for code in range(_N_NEAR):
+            for code in range(N_NEAR):
                 store_u64(work + ENTRIES + 8 * code, entry)
         else:
             store_u64(work + ENTRIES + 8 * (load_u16(work + VALUE + 2 * rank) - first), entry)
 
 
-def group_coder(step: Step, most: int, put_classes: Any = _no_classes) -> Any:
-    """What packs a group, from an arm's step, the largest code, which is always an escape, and what puts classes into codes for the step."""
-    code_rounds, state_rounds = _code_loop(most), _state_loop_backwards(step)
+def group_coder(state_rounds: Any, most: int = N_NEAR - 1, put_classes: Any = _no_classes) -> Any:
+    """What packs a group, from what brings its states through rounds, the largest code, which is always an escape, and what puts classes into codes."""
+    code_rounds = _code_loop(most)
 
     @piece(types.Tuple((int64, uint64))(*(int64,) * 15))
     def pack_group(kind, s, words, rest, low, n, k, count, bits, units, first, table, classes, work, states):
@@ -399,17 +401,16 @@ def group_coder(step: Step, most: int, put_classes: Any = _no_classes) -> Any:
     return pack_group
 
 
-def coder(step: Step) -> Any:
-    """`pack_rounds` of an arm, from its step."""
-    pack_group = group_coder(step, _N_NEAR - 1)
+def coder(pack_group: Any, write_entries: Any = coding_entries, n_near: int = N_NEAR) -> Any:
+    """`pack_rounds` of an arm, from what packs a group, what writes its entries, and for how many symbols it does."""
 
     @piece(types.UniTuple(int64, 3)(*(int64,) * 15))
     def pack_rounds(kind, s, words, rest, low, n, n_a, whole, bits, groups, n_symbols, escape, a, b, work):
         """Code the first `whole` rounds of each group, backwards, if the table suits. Returns rounds that are left, and the places after the units."""
         base = load_u16(work + VALUE)
-        if n_symbols > 255 or load_u16(work + VALUE + 2 * (n_symbols - 1)) - base >= _N_NEAR - 1:
+        if n_symbols > 255 or load_u16(work + VALUE + 2 * (n_symbols - 1)) - base >= n_near - 1:
             return whole, a, b
-        _coding_entries(bits, n_symbols, escape, work)
+        write_entries(bits, n_symbols, escape, work)
         a, escapes = pack_group(kind, s, words, rest, low, n, int64(0), whole, bits, a, base, work, 0, work, work + STATES)
         if groups == 2:
             b, found = pack_group(kind, s, words, rest, low, n, n_a >> 6, whole, bits, b, base, work, 0, work, work + STATES + 256)
@@ -421,4 +422,4 @@ def coder(step: Step) -> Any:
     return pack_rounds
 
 
-unpack_rounds, pack_rounds = decoder(lane_by_lane), coder(lane_by_lane_backwards)
+unpack_rounds, pack_rounds = decoder(lane_by_lane), coder(group_coder(state_loop_backwards(lane_by_lane_backwards)))

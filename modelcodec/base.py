@@ -251,6 +251,8 @@ class Base:
 
     def chosen(self, source: memoryview, extents: Sequence[Extent]) -> Chosen:
         """For each extent the base's tensor, by name or else by content, or None."""
+        if not self.files:
+            return Chosen((), (None,) * len(extents))
         by_name: dict[str, list[tuple[int, OpenTensor]]] = {}
         by_size: dict[tuple[str, int], list[tuple[int, OpenTensor]]] = {}
         for number, file in enumerate(self.files):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
-from io import BytesIO
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-import xxhash
 
 from modelcodec import frame as frames
+from modelcodec import usual_frames
 from modelcodec.arena import Buffers, of_thread
 from modelcodec.base import NO_BASE, Base, Chosen, OpenTensor
 from modelcodec.changes import plan_changes
@@ -21,12 +20,13 @@ from modelcodec.errors import ModelCodecError
 from modelcodec.fitted import NOTHING_FITTED, Fitted
 from modelcodec.formats import container
 from modelcodec.limits import LIMITS
-from modelcodec.planner import SMALL, PlannedGroup, byte_plan
+from modelcodec.planner import RAW, SMALL, PlannedGroup, byte_plan
 from modelcodec.pool import ordered
 from modelcodec.recipe import Recipe, Rule
 from modelcodec.stage import FrameContext, Plan, Shared
 from modelcodec.stages.delta import Delta
 from modelcodec.types import U8, Array, Checkpoint, TensorSpec
+from modelcodec.usual_frames import Unplanned
 
 Progress = Callable[[int, int], None]
 
@@ -34,6 +34,17 @@ IN_MEMORY_BYTES = 64 << 20
 """Sources up to this size are coded in memory, so that header and directory take exactly the place they need; larger ones go straight to the file."""
 
 SAMPLE_BYTES = 1024
+_BUFFER_BYTES = 2 * LIMITS.frame_bytes
+"""Room for an encoded frame, and for a batch of them while it is encoded."""
+_BATCH_BYTES = {
+    (False, False): 4 * LIMITS.frame_bytes,
+    (False, True): LIMITS.frame_bytes,
+    (True, False): LIMITS.frame_bytes,
+    (True, True): LIMITS.frame_bytes // 4,
+}
+"""(straight to the file, several threads) -> frames that are encoded in one call, together; large ones come alone where there is no room for two."""
+_SHORT_WRITE = 1 << 16
+"""Shorter pieces are written together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,14 @@ class _Job:
     words: int
     number: int
     base: OpenTensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _CodedBatch:
+    """The groups of a batch of jobs, in their order, and the buffers in which several of them lie."""
+
+    groups: tuple[container.EncodedGroup, ...]
+    buffers: Sequence[Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,37 +113,76 @@ def compress_view(
     pieces, tail = _pieces(source, checkpoint, fitted, chosen, settings)
     digest = hashlib.sha256(source).digest() if settings.sha256 else None
     reserve = len(source) > IN_MEMORY_BYTES
-    memory = BytesIO()
-    body: BinaryIO = file if reserve else memory
-    writer = container.Writer(body, [p.item for p in pieces], checkpoint.metadata, reserve=reserve, bases=chosen.names)
+    body = file if reserve else _Kept()
+    writer = container.Writer(cast(BinaryIO, body), [p.item for p in pieces], checkpoint.metadata, reserve=reserve, bases=chosen.names)
     ticks = _Ticks(progress, len(source))
-    buffers = Buffers(LIMITS.frame_bytes + (LIMITS.frame_bytes >> 4))
+    buffers = Buffers(_BUFFER_BYTES) if reserve else None
+    group_frames = settings.group_frames
     # Groups of several frames wait in smaller numbers: they are larger.
-    ahead = 2 * settings.threads if settings.group_frames == 1 else settings.threads + 1
-    groups = ordered(lambda job: _encode(job, settings, buffers), _jobs(pieces, settings.group_frames), settings.threads, ahead)
-    coded = map(ticks.group, _given_back(groups, buffers))
+    ahead = 2 * settings.threads if group_frames == 1 else settings.threads + 1
+    batches = _batches(_jobs(pieces, group_frames), _BATCH_BYTES[reserve, settings.threads > 1])
+    encoded = ordered(lambda batch: _encode_batch(batch, settings, buffers), batches, settings.threads, ahead)
+    coded = map(ticks.group, _given_back(encoded, buffers))
     for piece in pieces:
         ticks.begin(len(piece.data))
-        _write(writer, piece, coded, settings.group_frames)
+        _write(writer, piece, coded, group_frames)
         ticks.end()
     prefix = writer.prefix(len(source), checkpoint.format, tail, digest)
     file.seek(0)
     file.write(prefix)
-    if not reserve:
-        file.write(memory.getbuffer())
+    if isinstance(body, _Kept):
+        body.write_to(file)
 
 
-def _given_back(groups: Iterable[container.EncodedGroup], buffers: Buffers) -> Iterator[container.EncodedGroup]:
-    """The groups, whose buffers are free once the next one is asked for."""
-    for group in groups:
-        yield group
-        _give_back(group, buffers)
+def _given_back(batches: Iterable[_CodedBatch], buffers: Buffers | None) -> Iterator[container.EncodedGroup]:
+    """The groups, whose buffers are free once the next batch is asked for."""
+    for batch in batches:
+        yield from batch.groups
+        if buffers is not None:
+            for group in batch.groups:
+                _give_back(group, buffers)
+            for buffer in batch.buffers:
+                buffers.give(buffer)
 
 
 def _give_back(group: container.EncodedGroup, buffers: Buffers) -> None:
     for frame in group.frames:
         if frame.buffer is not None:
             buffers.give(frame.buffer)
+
+
+class _Kept:
+    """A file of what is written, not copied, until it is written to another one: nothing that is written may change until then."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Any] = []
+        self._position = 0
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(piece)
+        self._position += len(piece)
+        return len(piece)
+
+    def seek(self, position: int) -> None:
+        """Forget what was written from there on; it begins with a piece."""
+        while self._position > position:
+            self._position -= len(self._pieces.pop())
+
+    def truncate(self) -> None:
+        """Nothing is kept past the position."""
+
+    def write_to(self, file: BinaryIO) -> None:
+        """Short pieces together, long ones as they are."""
+        short: list[Any] = []
+        for piece in self._pieces:
+            if len(piece) < _SHORT_WRITE:
+                short.append(piece)
+                continue
+            if short:
+                file.write(b"".join(short))
+                short.clear()
+            file.write(piece)
+        file.write(b"".join(short))
 
 
 class _Ticks:
@@ -186,10 +244,51 @@ def _jobs(pieces: Sequence[_Piece], group_frames: int) -> Iterator[_Job]:
             yield _Job(spec, piece.data[at : at + step], words, group * group_frames, piece.base)
 
 
-def _encode(job: _Job, settings: Settings, buffers: Buffers) -> container.EncodedGroup:
+def _batches(jobs: Iterable[_Job], n_bytes: int) -> Iterator[list[_Job]]:
+    """Jobs that are done together, up to so many bytes unless it is one alone."""
+    batch: list[_Job] = []
+    size = 0
+    for job in jobs:
+        if batch and size + len(job.data) > n_bytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(job)
+        size += len(job.data)
+    if batch:
+        yield batch
+
+
+def _encode_batch(batch: Sequence[_Job], settings: Settings, buffers: Buffers | None) -> _CodedBatch:
+    """The groups of a batch: frames of the usual kind in one call, all others one by one."""
+    unplanned: dict[int, dict[int, Unplanned]] = {2: {}, 4: {}}
+    for k, job in enumerate(batch):
+        width, n = job.spec.dtype.word, len(job.data) // job.spec.dtype.word
+        if width in unplanned and job.base is None and n <= job.words:
+            choices = settings.recipe.choices(job.spec, n, settings.level)
+            if choices is not None:
+                unplanned[width][k] = Unplanned(frames.as_bytes(job.data), job.number, job.spec.row_words, choices)
+    groups: dict[int, container.EncodedGroup] = {}
+    used = []
+    for width, of_width in unplanned.items():
+        if of_width:
+            run = usual_frames.encode(list(of_width.values()), width, buffers)
+            used.append(run.buffer)
+            coded = {k: frame for k, frame in zip(of_width, run.frames, strict=True) if isinstance(frame, frames.EncodedFrame)}
+            if settings.verify and coded:
+                _read_back_run(batch, {k: of_width[k] for k in coded}, coded, width)
+            groups |= {k: container.EncodedGroup((frame,)) for k, frame in coded.items()}
+            raw = [k for k, frame in zip(of_width, run.frames, strict=True) if frame is False]
+            groups |= {k: _coded(batch[k], _words_of(batch[k]), PlannedGroup((RAW,), None), settings, buffers) for k in raw}
+    return _CodedBatch(tuple(groups[k] if k in groups else _encode(job, settings, buffers) for k, job in enumerate(batch)), used)
+
+
+def _words_of(job: _Job) -> Array:
+    return frames.as_words(frames.as_bytes(job.data), job.spec.dtype.word)
+
+
+def _encode(job: _Job, settings: Settings, buffers: Buffers | None) -> container.EncodedGroup:
     """The group of frames by its own plans, or, where it has a base and that takes less, as deltas to it."""
-    width = job.spec.dtype.word
-    x = frames.as_words(frames.as_bytes(job.data), width)
+    width, x = job.spec.dtype.word, _words_of(job)
     at = job.number * job.words
     covered = min(job.base.spec.n_bytes // width - at, x.size) if job.base else 0
     base = job.base.words(width, at, x.size) if job.base and covered > 0 else None
@@ -204,11 +303,12 @@ def _encode(job: _Job, settings: Settings, buffers: Buffers) -> container.Encode
         return own
     delta = _coded(job, x, changes, settings, buffers, base)
     kept, other = (delta, own) if delta.n_bytes < own.n_bytes else (own, delta)
-    _give_back(other, buffers)
+    if buffers is not None:
+        _give_back(other, buffers)
     return kept
 
 
-def _coded(job: _Job, x: Array, planned: PlannedGroup, settings: Settings, buffers: Buffers, base: Array | None = None) -> container.EncodedGroup:
+def _coded(job: _Job, x: Array, planned: PlannedGroup, settings: Settings, buffers: Buffers | None, base: Array | None = None) -> container.EncodedGroup:
     """The words x of a group of frames, by these plans; the base's words are for those that are deltas."""
     at = job.number * job.words
     shared, as_read = _shared_frame(planned.shared, job, settings) if planned.shared else (None, None)
@@ -242,8 +342,19 @@ def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, c
     out = of_thread.reading_back.words(x.size, x.itemsize)
     frames.decode(memoryview(encoded.data), job.number + number, out, job.spec.name, context)
     if not _same(out.view(np.uint8), x.view(np.uint8)):
-        where = f"{job.spec.name}, frame {job.number + number}"
-        raise ModelCodecError(f"{where}: decoding what was just encoded gives other bytes; nothing was kept; report this, and check the memory")
+        raise _wrongly_encoded(job, number)
+
+
+def _read_back_run(batch: Sequence[_Job], unplanned: Mapping[int, Unplanned], encoded: Mapping[int, frames.EncodedFrame], width: int) -> None:
+    outs = usual_frames.decode(list(unplanned.values()), list(encoded.values()), width)
+    for (k, frame), out in zip(unplanned.items(), outs, strict=True):
+        if not _same(out, frame.data):
+            raise _wrongly_encoded(batch[k], 0)
+
+
+def _wrongly_encoded(job: _Job, number: int) -> ModelCodecError:
+    where = f"{job.spec.name}, frame {job.number + number}"
+    return ModelCodecError(f"{where}: decoding what was just encoded gives other bytes; nothing was kept; report this, and check the memory")
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -291,10 +402,9 @@ class _SameFinder:
 
     def find(self, data: memoryview, index: int) -> int | None:
         middle = len(data) // 2
-        sample = xxhash.xxh3_64(data[:SAMPLE_BYTES])
-        sample.update(data[middle : middle + SAMPLE_BYTES])
-        sample.update(data[-SAMPLE_BYTES:])
-        candidates = self._seen.setdefault((len(data), sample.intdigest()), [])
+        parts = (data[:SAMPLE_BYTES], data[middle : middle + SAMPLE_BYTES], data[-SAMPLE_BYTES:])
+        sample = b"".join(parts) if len(data) > 3 * SAMPLE_BYTES else data
+        candidates = self._seen.setdefault((len(data), frames.digest_of(sample)), [])
         for earlier, other in candidates:
             if _same(frames.as_bytes(data), frames.as_bytes(other)):
                 return earlier

@@ -1,4 +1,4 @@
-"""Entropy in integers, for planning: so that every machine decides alike."""
+"""Entropy in integers, for planning: so that every machine decides alike. Logarithms are in units of 2^-16 bit."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from functools import cache
 
 import numpy as np
 
+from modelcodec.kernels import order0
+from modelcodec.kernels.order0 import FRACTION_BITS, INDEX_BITS
 from modelcodec.types import Array
 
-FRACTION_BITS = 16
-"""Logarithms are in units of 2^-16 bit."""
-_TABLE_BITS = 12
+__all__ = ["FRACTION_BITS", "log2_fixed", "order0_bits"]
 
 
 @cache
 def _fractions() -> Array:
     """log2(1 + k / 4096) in 2^-16 bit, by repeated squaring in integers."""
-    mantissa = (np.arange(1 << _TABLE_BITS, dtype=np.uint64) + np.uint64(1 << _TABLE_BITS)) << np.uint64(31 - _TABLE_BITS)
+    mantissa = (np.arange(1 << INDEX_BITS, dtype=np.uint64) + np.uint64(1 << INDEX_BITS)) << np.uint64(31 - INDEX_BITS)
     result = np.zeros(mantissa.size, np.int64)
     for _ in range(FRACTION_BITS):
         mantissa = (mantissa * mantissa) >> np.uint64(31)
@@ -30,16 +30,11 @@ def log2_fixed(values: Array) -> Array:
     """log2 of positive integers below 2^53, in 2^-16 bit, rounded down (i8)."""
     v = np.asarray(values, np.int64)
     exponent = np.frexp(v.astype(np.float64))[1].astype(np.int64) - 1  # exact: the conversion is
-    index = np.where(exponent >= _TABLE_BITS, v >> np.maximum(exponent - _TABLE_BITS, 0), v << np.maximum(_TABLE_BITS - exponent, 0))
-    result: Array = (exponent << FRACTION_BITS) + _fractions()[index - (1 << _TABLE_BITS)]
+    index = np.where(exponent >= INDEX_BITS, v >> np.maximum(exponent - INDEX_BITS, 0), v << np.maximum(INDEX_BITS - exponent, 0))
+    result: Array = (exponent << FRACTION_BITS) + _fractions()[index - (1 << INDEX_BITS)]
     return result
 
 
 def order0_bits(counts: Array) -> int:
     """Bits that an ideal order-0 code takes for symbols with these counts, rounded up."""
-    c = counts[counts > 0].astype(np.int64)
-    if c.size < 2:
-        return 0
-    n = np.array([c.sum()])
-    cost = int((c * (log2_fixed(n)[0] - log2_fixed(c))).sum())
-    return -(-cost >> FRACTION_BITS)
+    return order0.order0_bits(np.ascontiguousarray(counts, np.int64).reshape(-1), _fractions())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from modelcodec import scale_classes
 from modelcodec.entropy import order0_bits
 from modelcodec.kernels import planes as kernels
 from modelcodec.kernels import survey
+from modelcodec.kernels.frame_encoder import LEAST_WORDS, Choices
 from modelcodec.kernels.frequencies import histogram
 from modelcodec.stage import Encoded, FrameContext, Plan, Shared
 from modelcodec.stages.class_rans import ClassRans
@@ -39,6 +41,9 @@ _SAMPLE = {FAST: 16, DEFAULT_LEVEL: 4, SMALL: 1}
 _LANE_WORDS = {FAST: LANE_WORDS // 8, DEFAULT_LEVEL: LANE_WORDS, SMALL: LANE_WORDS}
 _BYTE_TABLE_BITS = {FAST: 11, DEFAULT_LEVEL: 12, SMALL: 12}
 _ZSTD_LEVEL = {FAST: 1, DEFAULT_LEVEL: 5, SMALL: 19}
+_SHORT_LEVELS = {FAST: (1, 1), DEFAULT_LEVEL: (15, 17), SMALL: (19, 19)}
+"""For headers and the like, which are short and read once: up to 16 KiB, where zstd's levels are other ones, and above."""
+_SHORTEST_BYTES = 1 << 14
 
 _LOW_BITS: dict[str, dict[int, tuple[int, ...]]] = {
     "BF16": {FAST: (7,), DEFAULT_LEVEL: (7, 6, 5), SMALL: (7, 6, 5)},
@@ -61,6 +66,7 @@ _FAST_WORDS = 1 << 17
 _ZSTD_SAMPLE, _ZSTD_SAMPLES = 1 << 14, 4
 _SHORT_BYTES = 1 << 15
 _REPEAT_SAMPLE = 1 << 13
+_REPEAT_WORDS = 4 * _REPEAT_SAMPLE
 _ROWS_SAMPLED = 64
 _BYTES_APART = SplitFloat(7)
 _QUICK, _WHOLE = Zstd(1), Zstd(5)
@@ -116,6 +122,31 @@ def plan(spec: TensorSpec, x: Array, level: int) -> Plan:
     if name in _BLOCK_FIELDS:
         return _blocks(x, name, level)
     return integer_plan(x, level) if x.itemsize > 1 else byte_plan(x, level)
+
+
+def choices(spec: TensorSpec, n: int, level: int) -> Choices | None:
+    """What `frame_encoder` needs to know to plan and code frames of n words by itself; None where `plan` has to be asked."""
+    dtype = _FLOATS.get(spec.dtype.name)
+    if dtype not in _EXPONENT_AT or n < LEAST_WORDS or (level == SMALL and (len(spec.shape) > 1 or n >= _REPEAT_WORDS)):
+        return None
+    return _choices(dtype, level, n >= VECTOR_WORDS, _split_level(n, dtype, level))
+
+
+@cache
+def _choices(dtype: str, level: int, has_all_lanes: bool, split_level: int) -> Choices:
+    cuts = _LOW_BITS[dtype][split_level]
+    return Choices(
+        surveyed=_SAMPLE_WORDS[level],
+        coarsest=max(cuts),
+        finest=min(cuts),
+        zero_share=_SPARSE_SHARE[level],
+        wide_bits=(1 << min((low_bits for _, low_bits, _ in _WIDE_FLOATS.get(dtype, ())), default=0)) - 1,
+        table_bits=_table_bits_at(split_level, has_all_lanes),
+        table_sample=_SAMPLE[split_level],
+        lane_words=_LANE_WORDS[level],
+        low_sample=_SAMPLE_WORDS[split_level] if dtype == "F32" and split_level > FAST else 0,
+        repeat_words=_REPEAT_WORDS if level > FAST else 0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +276,7 @@ class _Survey:
 
 def float_plan(x: Array, dtype: str, level: int, columns: int = 0) -> Plan:
     """Zeros apart, narrower floats narrow, few values as a palette; else sign, exponent and mantissa apart. columns: words in a row, 0 where nobody knows."""
-    seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x, dtype, level)], level)
+    seen = _Survey.of(x, _LOW_BITS[dtype][_split_level(x.size, dtype, level)], level)
     if seen.zeros * _SPARSE_SHARE[level] > seen.n_sampled and x.size >= 64:
         return _masked(x, 0, dtype, level)
     for kind, low_bits, narrow_dtype in _WIDE_FLOATS.get(dtype, ()):
@@ -267,7 +298,7 @@ def _repeated(x: Array, columns: int, bits: int, then: Mapping[str, Plan], level
 
     bits: without those below the top 16. then: the plans for words one by one.
     """
-    if level == FAST or x.size < 4 * _REPEAT_SAMPLE:
+    if level == FAST or x.size < _REPEAT_WORDS:
         return None
     if level == SMALL:
         found = _repeated_bits(x, columns)
@@ -304,16 +335,23 @@ def _masked(x: Array, fill: int, dtype: str | None, level: int) -> Plan:
     mask, values = _parts(Sparse(fill), x)
     inner = RAW
     if values.size:
-        negative_zero = 1 << (8 * x.itemsize - 1)
         if is_constant(values):
             inner = CONSTANT
-        elif dtype is not None and fill == 0 and int(np.count_nonzero(values == x.dtype.type(negative_zero))) * _SPARSE_SHARE[level] > values.size:
-            inner = _masked(values, negative_zero, dtype, level)
         elif dtype is not None:
-            inner = _palette(values, level) or _split(values, _Survey.of(values, _LOW_BITS[dtype][_split_level(values, dtype, level)], level), dtype, level)
+            inner = _masked_floats(values, fill, dtype, level)
         else:
             inner = integer_plan(values, level) if x.itemsize > 1 else byte_plan(values, level)
     return Plan(Sparse(fill), {"mask": byte_plan(mask, level), "values": inner})
+
+
+def _masked_floats(values: Array, fill: int, dtype: str, level: int) -> Plan:
+    """Of floats without zeros: negative zeros apart, if there are many, few values as a palette, or split."""
+    seen = _Survey.of(values, _LOW_BITS[dtype][_split_level(values.size, dtype, level)], level)
+    negative_zero, share = 1 << (8 * values.itemsize - 1), _SPARSE_SHARE[level]
+    # Their symbol is that of the smallest numbers: where these are few, nobody counts.
+    if fill == 0 and int(seen.counts[0]) * share > seen.n_sampled and np.count_nonzero(values == values.dtype.type(negative_zero)) * share > values.size:
+        return _masked(values, negative_zero, dtype, level)
+    return _palette(values, level) or _split(values, seen, dtype, level)
 
 
 def _palette(x: Array, level: int) -> Plan | None:
@@ -326,15 +364,19 @@ def _palette(x: Array, level: int) -> Plan | None:
     return Plan(Palette(), {"indices": byte_plan(indices, level)})
 
 
-def _split_level(x: Array, dtype: str, level: int) -> int:
+def _split_level(n: int, dtype: str, level: int) -> int:
     """The fast level's small tables are for long frames; and float16's exponents alone, cut from 11 bits, would leave too much."""
-    return DEFAULT_LEVEL if level == FAST and (dtype == "F16" or x.size < _FAST_WORDS) else level
+    return DEFAULT_LEVEL if level == FAST and (dtype == "F16" or n < _FAST_WORDS) else level
+
+
+def _table_bits_at(level: int, has_all_lanes: bool) -> int:
+    return _TABLE_BITS[SMALL if level == DEFAULT_LEVEL and not has_all_lanes else level]
 
 
 def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
     lane_words = _LANE_WORDS[level]
-    level = _split_level(x, dtype, level)
-    table_bits = _TABLE_BITS[SMALL if level == DEFAULT_LEVEL and x.size < VECTOR_WORDS else level]
+    level = _split_level(x.size, dtype, level)
+    table_bits = _table_bits_at(level, x.size >= VECTOR_WORDS)
     then = {"symbols": Plan(Rans(table_bits, _SAMPLE[level], lane_words))}
     if x.itemsize > 2 and (level > FAST or x.itemsize == 8):
         low = _low_plan(x, level)
@@ -348,6 +390,8 @@ def _split(x: Array, seen: _Survey, dtype: str, level: int) -> Plan:
 
 def _low_plan(x: Array, level: int) -> Plan | None:
     """A plan for the low words of wide floats where a sample of their bytes is not random."""
+    if x.itemsize == 4 and survey.random_below(x, _SAMPLE_WORDS[level]):
+        return None
     sample = np.ascontiguousarray(x[:: x.size // _SAMPLE_WORDS[level] | 1])
     octets = sample.view(np.uint8).reshape(-1, x.itemsize)[:, : x.itemsize - 2]
     for k in range(octets.shape[1]):
@@ -424,8 +468,8 @@ def _byte_cost(x: Array, chosen: Plan) -> int:
 
 
 def _zstd_level(x: Array, level: int) -> int:
-    """zstd's own level: the highest for headers and the like, which are short, and read once."""
-    return _ZSTD_LEVEL[SMALL] if level > FAST and x.nbytes <= _SHORT_BYTES else _ZSTD_LEVEL[level]
+    """zstd's own level."""
+    return _SHORT_LEVELS[level][x.nbytes > _SHORTEST_BYTES] if x.nbytes <= _SHORT_BYTES else _ZSTD_LEVEL[level]
 
 
 def zstd_bytes(x: Array, level: int) -> int:

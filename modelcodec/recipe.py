@@ -9,6 +9,7 @@ from typing import Any
 
 from modelcodec import planner
 from modelcodec.errors import BadRecipe
+from modelcodec.kernels.frame_encoder import Choices
 from modelcodec.limits import LIMITS
 from modelcodec.planner import DEFAULT_LEVEL, LEVELS
 from modelcodec.stage import Plan, Stage
@@ -50,13 +51,18 @@ class Recipe:
 
     def _ruled(self, spec: TensorSpec, level: int) -> tuple[Plan | None, int]:
         """The plan that the first rule for a tensor gives it, and the level that holds without one."""
-        rule = next((rule for rule in self.rules if rule.matches(spec)), None)
+        rule = next((rule for rule in self.rules if rule.matches(spec)), None) if self.rules else None
         return (None, level) if rule is None else (rule.plan, rule.level or level)
 
     def plan(self, spec: TensorSpec, x: Array, level: int) -> Plan:
         """The plan for the words x of one frame of a tensor."""
         plan, level = self._ruled(spec, level)
         return planner.plan(spec, x, level) if plan is None else plan
+
+    def choices(self, spec: TensorSpec, n: int, level: int) -> Choices | None:
+        """What the planner knows of frames of n words before it looks at them, where these may be of the usual kind."""
+        plan, level = self._ruled(spec, level)
+        return planner.choices(spec, n, level) if plan is None else None
 
     def leaves(self, spec: TensorSpec, n_bytes: int, level: int) -> bool:
         """Whether a tensor is so short that nothing is tried on it: what could be saved is less than what reading it costs."""

@@ -107,10 +107,13 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    _n_bytes: int = field(default=-1, init=False, repr=False, compare=False)
 
     @property
     def n_bytes(self) -> int:
-        return self.dtype.n_bytes(self.shape)
+        if self._n_bytes < 0:  # asked for again and again: counted once
+            object.__setattr__(self, "_n_bytes", self.dtype.n_bytes(self.shape))
+        return self._n_bytes
 
     @property
     def n_words(self) -> int:

@@ -8,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from modelcodec import frame as frames
+from modelcodec import planner, usual_frames
 from modelcodec.changes import plan_changes
 from modelcodec.kernels import fixed_length, philox, planes, stored, trellis
 from modelcodec.kernels.memory import address_of
 from modelcodec.kernels.trellis import CODES
-from modelcodec.planner import LEVELS, RAW
+from modelcodec.planner import DEFAULT_LEVEL, LEVELS, RAW
 from modelcodec.recipe import Recipe, parse_plan
 from modelcodec.stage import FrameContext, Plan, Shared
 from modelcodec.stages.grid import NO_SHIFTS, Grid, Path, Steps
 from modelcodec.stages.rans import Rans
 from modelcodec.types import DTYPE_BY_NAME, Array, TensorSpec
+from modelcodec.usual_frames import Unplanned
 
 _N = 1 << 16
 _COLUMNS = 256
@@ -51,6 +53,7 @@ def warmup() -> None:
     for dtype, text in _PLANS:
         x = _few_values(dtype) if dtype[0] == "U" or "widen" in text else _weights(dtype, 1000)
         _round_trip(x, parse_plan(text), FrameContext(_spec(dtype, x.size), 0, x.size))
+    _code_run()
     _code_grids()
     _code_deltas()
     planes.unpack_planes(np.zeros(1, np.uint8), 1, np.empty(1, np.uint16))
@@ -75,6 +78,14 @@ def _multiply() -> None:
     y, sums = np.empty(factors.size, np.float32), np.empty(fixed_length.ROWS * factors.size, np.float32)
     for multiply in fixed_length.MULTIPLY.values():
         multiply(*form, address_of(scaled), factors, 0, address_of(y), False, *shape, 0, 1, address_of(sums))
+
+
+def _code_run() -> None:
+    x = _weights("BF16", 1000)
+    choices = planner.choices(_spec("BF16", x.size), x.size, DEFAULT_LEVEL)
+    if choices is None:
+        raise AssertionError("frames of floats may be of the usual kind")
+    usual_frames.encode([Unplanned(x.view(np.uint8), 0, 0, choices)], x.itemsize, None)
 
 
 def _code_deltas() -> None:
@@ -135,9 +146,23 @@ def _round_trip(x: Array, plan: Plan, context: FrameContext) -> None:
 
 def uncompiled() -> Iterator[str]:
     """Names of kernels that `warmup` would not have compiled: none, and a test holds that."""
-    from modelcodec.kernels import class_rans, delta, few_lanes, frequencies, planes, rans, scale_classes, split_float, stored, survey, whole_frame
+    from modelcodec.kernels import (
+        class_rans,
+        delta,
+        few_lanes,
+        frame_encoder,
+        frequencies,
+        order0,
+        planes,
+        rans,
+        scale_classes,
+        split_float,
+        survey,
+        whole_frame,
+    )
 
-    for module in (class_rans, delta, few_lanes, fixed_length, frequencies, planes, rans, scale_classes, split_float, stored, survey, whole_frame):
+    coders = class_rans, delta, few_lanes, fixed_length, frequencies, order0, planes, rans, scale_classes
+    for module in (*coders, frame_encoder, split_float, stored, survey, whole_frame):
         for name, kernel in vars(module).items():
             if getattr(kernel, "is_kernel", False) and kernel.__module__ == module.__name__ and not kernel.nopython_signatures:
                 yield f"{module.__name__}.{name}"

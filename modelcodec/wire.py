@@ -106,7 +106,12 @@ class Reader:
             raise self.corrupt(f"{self.remaining} bytes too many")
 
 
+_SHORT = tuple(bytes([value]) for value in range(128))
+
+
 def varint(value: int) -> bytes:
+    if 0 <= value < 128:  # nearly all of them
+        return _SHORT[value]
     if not 0 <= value < 1 << 63:
         raise ValueError(f"{value} does not fit a varint of 63 bits")
     out = bytearray()

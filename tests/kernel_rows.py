@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from modelcodec.errors import CorruptFile
-from modelcodec.kernels import class_rans, delta, frequencies, masks, philox, planes, rans, scale_classes, split_float, stored, survey, xxh3
+from modelcodec.kernels import class_rans, delta, frequencies, masks, order0, philox, planes, rans, scale_classes, split_float, stored, survey, xxh3
 from modelcodec.kernels.memory import address_of
 from modelcodec.wire import Reader, byte_string
 
@@ -872,6 +872,21 @@ def _counts_to_merge(source: random.Random) -> tuple[Array, int]:
     return np.array([draw() for _ in range(256)], np.int64), source.randrange(4)
 
 
+def _counts_and_fractions(source: random.Random) -> tuple[Array, Array]:
+    most = source.choice((1, 2, 1000, 2**30))
+    counts = np.array([source.choice((0, source.randrange(most + 1))) for _ in range(source.randrange(1, 300))], np.int64)
+    return counts, np.array([int(log2(1 + k / 4096) * 65536) for k in range(4096)], np.int64)
+
+
+def order0_reference(counts: Array, fractions: Array) -> int:
+    def log(v: int) -> int:
+        octave = v.bit_length() - 1
+        return (octave << 16) + int(fractions[((v << 12) >> octave) - 4096])
+
+    found = [n for n in counts.tolist() if n]
+    return -(-sum(n * (log(sum(found)) - log(n)) for n in found) >> 16) if len(found) > 1 else 0
+
+
 def entropy_bits(counts: Array, coarser: int) -> tuple[int, int]:
     bits, symbols = (int(number) for number in survey.entropy_bits(counts, coarser))
     exact = entropy_bits_reference(counts, coarser)[0]
@@ -1070,6 +1085,7 @@ KERNEL_ROWS: tuple[KernelRow, ...] = (
     KernelRow("xxh3.digest", _bytes_and_seed, xxh3.digest, lambda data, seed: xxhash.xxh3_64_intdigest(data, seed=seed)),
     KernelRow("survey.survey", _words_to_survey, look_over, look_over_reference),
     KernelRow("survey.entropy_bits", _counts_to_merge, entropy_bits, entropy_bits_reference),
+    KernelRow("order0.order0_bits", _counts_and_fractions, lambda *given: order0.order0_bits(*given), order0_reference),
     KernelRow("philox.blocks", _counters, lambda *where: philox.blocks(*where).tolist(), blocks_reference),
     KernelRow("philox.sums", _coefficients, lambda *given: philox.sums(*given).tolist(), sums_reference),
     KernelRow("philox.correlations", _values, lambda *given: philox.correlations(*given).tolist(), correlations_reference),

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = 150
 MANY_CASES = 10_000
 
-HELD_ELSEWHERE = {"whole_frame", "few_lanes", "context_coder", "trellis", "feedback_trellis", "fixed_length"}
-"""whole_frame and few_lanes against the general decoder (test_stages.py, test_frame_runs.py), the kernels of `grid` against a decoder in plain Python
-(test_grid.py), those of `fixed_length` against torch (test_fixed_length.py)."""
+HELD_ELSEWHERE = {"whole_frame", "few_lanes", "frame_encoder", "context_coder", "trellis", "feedback_trellis", "fixed_length"}
+"""whole_frame and few_lanes against the general decoder (test_stages.py, test_frame_runs.py), frame_encoder against the planner and the stages
+(test_usual_frames.py), the kernels of `grid` against a decoder in plain Python (test_grid.py), those of `fixed_length` against torch (test_fixed_length.py)."""
 MODULES = sorted({path.stem for path in (ROOT / "kernels").glob("[a-z]*.py") if "@kernel" in path.read_text(encoding="utf-8")} - {"jit", *HELD_ELSEWHERE})
 
 

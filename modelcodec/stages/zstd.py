@@ -24,18 +24,45 @@ CHECK_PAYLOAD = True
 _of_thread = local()
 
 
+_SHORT_BYTES = 1 << 15
+_SIZED = range(13, 19)
+"""Levels whose tables for long input take longer to clear than short bytes take to search: for these zstd is told how many there are."""
+_REMEMBERED = 13
+"""From this level on the last short bytes that were asked for are remembered."""
+
+
 @lru_cache(None)
-def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters.from_level(level, window_log=20, write_content_size=True)
+def _parameters(level: int, size: int) -> zstandard.ZstdCompressionParameters:
+    """size: 0 for any."""
+    options = {"source_size": size} if size else {"window_log": 20}
+    return zstandard.ZstdCompressionParameters.from_level(level, write_content_size=True, **options)
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """The thread's compressor. One at a time: at a high level it holds 20 MB."""
-    kept = getattr(_of_thread, "compressor", None)
-    if kept is None or kept[0] != level:
-        _of_thread.compressor = kept = level, zstandard.ZstdCompressor(compression_params=_parameters(level))
+def _compressor(level: int, n: int) -> zstandard.ZstdCompressor:
+    """The thread's compressor for n bytes: one for the lowest level, with which planners look at samples, and one for any other, since it may hold 20 MB."""
+    key = level, 1 << max(n - 1, 0).bit_length() if level in _SIZED and n <= _SHORT_BYTES else 0
+    place = "quickest" if level == 1 else "stronger"
+    kept = getattr(_of_thread, place, None)
+    if kept is None or kept[0] != key:
+        kept = key, zstandard.ZstdCompressor(compression_params=_parameters(*key))
+        setattr(_of_thread, place, kept)
     compressor: zstandard.ZstdCompressor = kept[1]
     return compressor
+
+
+def _compressed(level: int, data: memoryview) -> bytes:
+    """One-shot compression of a thread's own compressor: the result depends on input, level and zstd's version alone.
+
+    Who plans tries at a strong level what is then done.
+    """
+    if level < _REMEMBERED or len(data) > _SHORT_BYTES:
+        return _compressor(level, len(data)).compress(data)
+    asked = level, bytes(data)
+    if getattr(_of_thread, "asked", None) != asked:
+        _of_thread.answer = _compressor(level, len(data)).compress(data)
+        _of_thread.asked = asked
+    answer: bytes = _of_thread.answer
+    return answer
 
 
 def _check_of(payload: bytes | memoryview) -> bytes:
@@ -58,8 +85,7 @@ class Zstd(Stage):
             raise BadRecipe(f"zstd: level = {self.level}, 1 to {zstandard.MAX_COMPRESSION_LEVEL} are possible")
 
     def encode(self, x: Array, context: FrameContext) -> Encoded:
-        # One-shot compression of a thread's own compressor: the result depends on input, level and zstd's version alone.
-        payload = _compressor(self.level).compress(x.view(np.uint8).data)
+        payload = _compressed(self.level, x.view(np.uint8).data)
         return Encoded(varint(len(payload)) + _check_of(payload), payload=payload)
 
     @classmethod
