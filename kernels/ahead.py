@@ -19,18 +19,24 @@ from threading import Event, Lock, Thread
 from typing import IO, Any
 
 _PARAMETERS = {
-    "frequencies._normalise": "int64[::1], int64, int64, int64, boolean, int64[::1], int64[::1], int64[::1], uint16[::1], uint16[::1], int64[::1]",
+    "frequencies._normalise": "int64[::1], int64, int64, int64, boolean, int64[::1], int64[::1], uint16[::1], uint16[::1]",
+    "class_rans._unpack": "int64[:, ::1], int64[::1], uint64[::1]",
+    "few_lanes._unpack": "int64[:, ::1], int64[::1], uint64[::1], int64",
+    "frame_encoder._code": "int64[:, ::1], int64, int64[:, ::1], uint64[::1], int64[:, ::1], uint16[:, ::1], int64, uint16[:, ::1], int64, int64, int64",
+    "frame_encoder._plan": "int64[:, ::1], int64, int64[:, ::1], uint64[::1], int64[:, ::1], int64[::1], int64, int64[::1], int64[::1], uint16[:, ::1], "
+    "uint16[:, ::1], int64",
     "planes.pack_planes": "uint16[::1], int64, uint8[::1]",
     "rans._unpack": "int64[:, ::1], int64[::1], uint64[::1]",
     "scale_classes._fit": "int64, int64, int64, int64, int64, int64, int64, int64, int32[::1], int32[::1], int64[::1], uint16[::1]",
     "scale_classes._merge": "int64[:, ::1], int64, int64, int64, int64, int64, int64, int64[::1], int64[::1], int64[::1], int64[::1]",
-    "whole_frame._parse": "int64[:, ::1], int64, int64, int64, int64, int64, int64[:, ::1], uint64[::1]",
+    "whole_frame._parse": "int64[:, ::1], int64, int64, int64, int64, int64, int64[:, ::1], int64[:, ::1], int64[:, ::1], uint64[::1]",
 }
 """Types of kernels' parameters, as numba writes them; kernels that are not here take int64 only. A kernel's name is that of its module and its own."""
 
-TO_DECODE = ("rans._unpack", "whole_frame._parse", "class_rans._unpack", "frequencies._read_table")
+TO_DECODE = ("few_lanes._unpack", "whole_frame._parse", "rans._unpack", "class_rans._unpack", "frequencies._read_table")
 """What restoring needs and takes long to compile. Those that take longest or are needed last come first: others begin there, this process at the end."""
-_TO_ENCODE = ("rans._pack", "frequencies._normalise", "frequencies._histogram")
+_FIRST = "frame_encoder._code"
+_TO_ENCODE = ("rans._pack", "frequencies._normalise", "frequencies._histogram", "frame_encoder._plan")
 _TO_ENCODE_SMALL = ("planes.pack_planes", "class_rans._pack", "scale_classes._merge", "scale_classes._fit")
 _SMALL = 9
 _MOST_PROCESSES = 3
@@ -42,8 +48,8 @@ _PATIENCE = 60.0
 def to_encode(level: int | None) -> tuple[str, ...]:
     """The same for compressing at a level, None for the default, which decodes what it has encoded."""
     if level != _SMALL:
-        return (*(name for name in TO_DECODE if not name.startswith("class_rans")), *_TO_ENCODE)
-    return (*TO_DECODE, *_TO_ENCODE_SMALL, *_TO_ENCODE)
+        return (_FIRST, *(name for name in TO_DECODE if not name.startswith("class_rans")), *_TO_ENCODE)
+    return (_FIRST, *TO_DECODE, *_TO_ENCODE_SMALL, *_TO_ENCODE)
 
 
 def _kernel(name: str) -> Any:

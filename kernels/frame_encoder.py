@@ -166,14 +166,15 @@ def _put_head(to, s, stream, n_stream, width, digest, number, work):
 
 
 @kernel
-def _encode(rows, width, found, digests, counts, counts_at, log2, space, chosen, chosen_at, frequencies, frequencies_at, work, head):
-    """See `encode`. work: for `code_words`, and all that comes before it; head: for a rans header and a frame's head."""
+def _plan(rows, width, found, digests, plans, counts, counts_at, log2, space, chosen, frequencies, work):
+    """Digest each frame and see whether it is a usual one; plans: for `_code`, where it is cut (-1: it is none), its number
+    of symbols, and the frequency of an escape."""
     kind = SPLIT2 if width == 2 else SPLIT4
     for row in range(len(rows)):
-        x, n, number, out, columns = rows[row, 0], rows[row, 1], rows[row, 2], rows[row, 3], rows[row, 4]
-        surveyed, coarsest, finest, zero_share, wide_bits = rows[row, 5], rows[row, 6], rows[row, 7], rows[row, 8], rows[row, 9]
-        bits, table_sample, lane_words, low_sample, repeat_words = rows[row, 10], rows[row, 11], rows[row, 12], rows[row, 13], rows[row, 14]
-        found[row, 0] = OTHER
+        x, n, columns, surveyed, coarsest = rows[row, 0], rows[row, 1], rows[row, 4], rows[row, 5], rows[row, 6]
+        finest, zero_share, wide_bits = rows[row, 7], rows[row, 8], rows[row, 9]
+        bits, table_sample, low_sample, repeat_words = rows[row, 10], rows[row, 11], rows[row, 13], rows[row, 14]
+        found[row, 0], plans[row, 0] = OTHER, -1
         digests[row] = xxh3_64(x, n * width, uint64(0), work)
         if not _is_usual(x, n, width, columns, wide_bits, low_sample, repeat_words, counts, work):
             continue
@@ -194,10 +195,22 @@ def _encode(rows, width, found, digests, counts, counts_at, log2, space, chosen,
             block = SAMPLE_BLOCK if sample > 1 else n
             count_symbols(x, n, kind, s, block, block * sample, bins, counts_at, work)
         limit = FEW_SYMBOLS if bits == 8 else MANY_SYMBOLS
-        symbol_width = 1 if s >= 7 else 2
-        n_symbols, escape = choose_frequencies(counts[:bins], bits, symbol_width, limit, sample > 1, log2, space, chosen, frequencies)
-        if n_symbols + escape < 2:
+        n_symbols, escape = choose_frequencies(counts[:bins], bits, 1 if s >= 7 else 2, limit, sample > 1, log2, space, chosen[row], frequencies[row])
+        if n_symbols + escape >= 2:
+            plans[row, 0], plans[row, 1], plans[row, 2] = s, n_symbols, escape
+
+
+@kernel
+def _code(rows, width, found, digests, plans, chosen, chosen_at, frequencies, frequencies_at, work, head):
+    """Code and seal the frames that `_plan` found to be usual. work: for `code_words`; head: for a rans header and a frame's head."""
+    kind = SPLIT2 if width == 2 else SPLIT4
+    for row in range(len(rows)):
+        s, n_symbols, escape = plans[row, 0], plans[row, 1], plans[row, 2]
+        if s < 0:
             continue
+        x, n, number, out, finest = rows[row, 0], rows[row, 1], rows[row, 2], rows[row, 3], rows[row, 7]
+        bits, lane_words = rows[row, 10], rows[row, 12]
+        symbol_width = 1 if s >= 7 else 2
         lanes_log2, groups = int64(6), 2 if n >= _TWO_GROUPS else 1
         if n < _VECTOR_WORDS:
             lanes_log2 = int64(0)
@@ -206,14 +219,15 @@ def _encode(rows, width, found, digests, counts, counts_at, log2, space, chosen,
         rest = out + _HEAD_BYTES + n * (2 if finest < 7 else 1)
         n_rest = (n + 7) // 8 * (s + 1)
         low, n_low = rest + n_rest, 2 * n if width == 4 else int64(0)
-        status, units_a, units_b = code_words(kind, s, x, rest, low, n, bits, lanes_log2, groups, chosen_at, frequencies_at, n_symbols, escape, work)
+        symbols, table = chosen_at + 2 * row * chosen.shape[1], frequencies_at + 2 * row * chosen.shape[1]
+        status, units_a, units_b = code_words(kind, s, x, rest, low, n, bits, lanes_log2, groups, symbols, table, n_symbols, escape, work)
         if status:
             continue
         n_escapes = count_escapes(n, work)
         n_coded = 2 * (units_a + units_b) + (4 * groups << lanes_log2) + symbol_width * n_escapes
-        table = _put_stream(head, bits, lanes_log2, groups, units_a, units_b, n_escapes)
-        fill(table, 0, TABLE_BYTES)
-        n_stream = table - head + put_table(chosen, frequencies, n_symbols, escape, symbol_width, table)
+        put = _put_stream(head, bits, lanes_log2, groups, units_a, units_b, n_escapes)
+        fill(put, 0, TABLE_BYTES)
+        n_stream = put - head + put_table(chosen[row], frequencies[row], n_symbols, escape, symbol_width, put)
         n_node = 1 + (1 if n_stream < 128 else 2) + n_stream
         if n_node + n_coded > 2 + symbol_width * n:
             continue
@@ -234,13 +248,11 @@ def encode(rows: Array, width: int) -> tuple[Array, Array]:
     a row (0: nobody knows), and its `Choices`. width: bytes of a word, 2 or 4.
     """
     n_rows, most = len(rows), int(rows[:, 1].max())
-    found, digests = np.empty((n_rows, 3), np.int64), np.empty(n_rows, np.uint64)
+    found, digests, plans = np.empty((n_rows, 3), np.int64), np.empty(n_rows, np.uint64), np.empty((n_rows, 3), np.int64)
     counts, space = np.empty(_MOST_COUNTS, np.int64), np.empty(CHOICE_NUMBERS, np.int64)
-    chosen, frequencies = np.empty(MAX_FREQUENCIES + 1, np.uint16), np.empty(MAX_FREQUENCIES + 1, np.uint16)
+    chosen, frequencies = np.empty((2, n_rows, MAX_FREQUENCIES + 1), np.uint16)
     n_work = -(-max(pack_scratch(most), histogram_scratch(_MOST_COUNTS), DIFFERENT_BYTES, REPEATS_BYTES) // 64) * 64
     work = scratch(n_work + 3 * _HEAD_BYTES)
-    _encode(
-        rows, width, found, digests, counts, address_of(counts), LOG2, space, chosen, address_of(chosen), frequencies, address_of(frequencies),
-        work, work + n_work,
-    )  # fmt: skip
+    _plan(rows, width, found, digests, plans, counts, address_of(counts), LOG2, space, chosen, frequencies, work)
+    _code(rows, width, found, digests, plans, chosen, address_of(chosen), frequencies, address_of(frequencies), work, work + n_work)
     return found, digests
