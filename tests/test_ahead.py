@@ -38,6 +38,26 @@ print(type(ahead.compiled_ahead(("{KERNEL}",), 2)).__name__)
     assert done.stdout == "1 0\nnullcontext\n", done.stderr
 
 
+def test_an_isolated_process_has_isolated_ones(tmp_path: Path) -> None:
+    for name in ("json", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    script = f"""
+import pathlib, sys, time
+sys.path[:0] = [{str(ROOT)!r}]
+sys.path.append(pathlib.Path("nowhere"))  # which Python leaves alone
+from modelcodec.kernels import ahead
+context = ahead.compiled_ahead(("{KERNEL}",), 2)
+with context:
+    while context._waiting and context._processes[0].poll() is None:
+        time.sleep(0.01)
+print(len(context._begun))
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1\n", done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def one() -> ahead._Ahead:
     return ahead._Ahead(deque((KERNEL,)), 1)
