@@ -98,10 +98,10 @@ class _Ahead:
         for _ in range(self._n_processes):
             try:
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            except OSError:  # too many processes, or no such program: then there is one less
+                self._processes.append(process)
+                Thread(target=self._feed, args=(process,), daemon=True).start()
+            except (OSError, RuntimeError):  # too many processes or threads, or no such program: then there is one less
                 break
-            self._processes.append(process)
-            Thread(target=self._feed, args=(process,), daemon=True).start()
         jit.ELSEWHERE.append(self._elsewhere)
 
     def __exit__(self, *_: object) -> None:

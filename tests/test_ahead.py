@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -76,6 +77,16 @@ def test_a_process_that_cannot_begin_leaves_the_kernel_to_this_one(one: ahead._A
         one._processes[0].wait(60)
         assert not one._elsewhere(KERNEL)
     assert one._elsewhere not in jit.ELSEWHERE
+
+
+def test_too_many_threads_leave_the_kernel_to_this_process(one: ahead._Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with one:
+        assert not one._elsewhere(KERNEL)
+    assert all(process.poll() is not None for process in one._processes)
 
 
 def test_a_process_that_dies_is_not_waited_for(one: ahead._Ahead) -> None:
