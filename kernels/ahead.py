@@ -43,6 +43,8 @@ _MOST_PROCESSES = 3
 """Each begins with half a second of imports."""
 _PATIENCE = 60.0
 """Seconds for a process that may have been stopped."""
+_OPTIONS = {"-I": "isolated", "-E": "ignore_environment", "-S": "no_site", "-s": "no_user_site"}
+"""What keeps a process from code that it was not told to run, and is kept by those that it starts."""
 
 
 def to_encode(level: int | None) -> tuple[str, ...]:
@@ -90,15 +92,16 @@ class _Ahead:
     def __enter__(self) -> None:
         from modelcodec.kernels import jit
 
-        # No module is looked for in the working folder, unless this process does so too.
-        command = [sys.executable, "-P", "-c", "import json, sys; sys.path[:] = json.loads(input()); from modelcodec.kernels import ahead; ahead.serve()"]
+        # No module is looked for in the working folder, or where the environment says, unless this process does so too.
+        code = "import json, sys; sys.path[:] = json.loads(input()); from modelcodec.kernels import ahead; ahead.serve()"
+        command = [sys.executable, "-P", *(option for option, flag in _OPTIONS.items() if getattr(sys.flags, flag)), "-c", code]
         for _ in range(self._n_processes):
             try:
                 process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            except OSError:  # too many processes, or no such program: then there is one less
+                self._processes.append(process)
+                Thread(target=self._feed, args=(process,), daemon=True).start()
+            except (OSError, RuntimeError):  # too many processes or threads, or no such program: then there is one less
                 break
-            self._processes.append(process)
-            Thread(target=self._feed, args=(process,), daemon=True).start()
         jit.ELSEWHERE.append(self._elsewhere)
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +120,7 @@ class _Ahead:
         if process.stdin is None or process.stdout is None:
             raise AssertionError("they were asked for")
         with suppress(OSError), process.stdin as to, process.stdout as answers:
-            _say(to, json.dumps(sys.path))
+            _say(to, json.dumps([place for place in sys.path if isinstance(place, str)]))  # Python looks at no others
             while answers.readline():
                 name = self._done_and_next(name)
                 if name is None:

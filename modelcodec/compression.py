@@ -348,7 +348,7 @@ def _read_back(encoded: frames.EncodedFrame, x: Array, job: _Job, number: int, c
 def _read_back_run(batch: Sequence[_Job], unplanned: Mapping[int, Unplanned], encoded: Mapping[int, frames.EncodedFrame], width: int) -> None:
     outs = usual_frames.decode(list(unplanned.values()), list(encoded.values()), width)
     for (k, frame), out in zip(unplanned.items(), outs, strict=True):
-        if not _same(out, frame.data):
+        if out is None or not _same(out, frame.data):
             raise _wrongly_encoded(batch[k], 0)
 
 

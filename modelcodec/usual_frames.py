@@ -54,13 +54,14 @@ def encode(unplanned: Sequence[Unplanned], width: int, buffers: Buffers | None) 
     return EncodedRun(tuple(encoded), buffer)
 
 
-def decode(unplanned: Sequence[Unplanned], encoded: Sequence[frames.EncodedFrame], width: int) -> list[Array]:
-    """What these frames decode to (u1), in the thread's memory for reading back; of a damaged one anything."""
+def decode(unplanned: Sequence[Unplanned], encoded: Sequence[frames.EncodedFrame], width: int) -> list[Array | None]:
+    """What these frames decode to (u1), in the thread's memory for reading back; None for a damaged one, whose memory may hold what was read back before."""
     of_thread.reading_back.reset()
     outs = [of_thread.reading_back.bytes(frame.data.size) for frame in unplanned]
     held = [np.frombuffer(frame.data, np.uint8) for frame in encoded]
     rows = [
-        (address_of(data), data.size, frame.number, address_of(out), out.size // width) for data, frame, out in zip(held, unplanned, outs, strict=True)
+        frames.run_row(address_of(data), data.size, frame.number, address_of(out), out.size // width, None, 0)
+        for data, frame, out in zip(held, unplanned, outs, strict=True)
     ]
-    frames.decode_run(np.array(rows, np.int64), width)
-    return outs
+    _, decoded = frames.decode_run(np.array(rows, np.int64), width)
+    return [out if good else None for out, good in zip(outs, decoded.tolist(), strict=True)]

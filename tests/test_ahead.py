@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +39,26 @@ print(type(ahead.compiled_ahead(("{KERNEL}",), 2)).__name__)
     assert done.stdout == "1 0\nnullcontext\n", done.stderr
 
 
+def test_an_isolated_process_has_isolated_ones(tmp_path: Path) -> None:
+    for name in ("json", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    script = f"""
+import pathlib, sys, time
+sys.path[:0] = [{str(ROOT)!r}]
+sys.path.append(pathlib.Path("nowhere"))  # which Python leaves alone
+from modelcodec.kernels import ahead
+context = ahead.compiled_ahead(("{KERNEL}",), 2)
+with context:
+    while context._waiting and context._processes[0].poll() is None:
+        time.sleep(0.01)
+print(len(context._begun))
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1\n", done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def one() -> ahead._Ahead:
     return ahead._Ahead(deque((KERNEL,)), 1)
@@ -56,6 +77,16 @@ def test_a_process_that_cannot_begin_leaves_the_kernel_to_this_one(one: ahead._A
         one._processes[0].wait(60)
         assert not one._elsewhere(KERNEL)
     assert one._elsewhere not in jit.ELSEWHERE
+
+
+def test_too_many_threads_leave_the_kernel_to_this_process(one: ahead._Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with one:
+        assert not one._elsewhere(KERNEL)
+    assert all(process.poll() is not None for process in one._processes)
 
 
 def test_a_process_that_dies_is_not_waited_for(one: ahead._Ahead) -> None:

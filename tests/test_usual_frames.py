@@ -16,6 +16,7 @@ from modelcodec import frame as frames
 from modelcodec.arena import Buffers
 from modelcodec.errors import ModelCodecError
 from modelcodec.formats import container, identify
+from modelcodec.kernels import whole_frame
 from modelcodec.recipe import Recipe
 from modelcodec.stage import FrameContext
 from modelcodec.types import DTYPE_BY_NAME, TensorSpec
@@ -145,3 +146,36 @@ def test_a_run_that_decodes_to_other_bytes_is_found(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(usual_frames, "encode", wrong)
     with pytest.raises(ModelCodecError, match="nothing was kept"):
         _compressed(_source(), 5)
+
+
+@pytest.mark.parametrize("place", [5, -1])
+def test_a_run_that_no_decoder_takes_is_found(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its seal, or by the padding of a bit plane, of which words have nothing; though what was read back before still lies in memory and is right."""
+    from safetensors.numpy import save
+
+    source = memoryview(save({name: gaussian(3001, "F16", k).view(np.float16) for k, name in enumerate("abc")}))
+    _compressed(source, 5)
+    original = usual_frames.encode
+
+    def damaged(unplanned: list[Unplanned], width: int, buffers: Buffers | None) -> usual_frames.EncodedRun:
+        run = original(unplanned, width, buffers)
+        last = run.frames[-1]
+        assert isinstance(last, frames.EncodedFrame)
+        last.data[place] ^= 0x80
+        return run
+
+    monkeypatch.setattr(usual_frames, "encode", damaged)
+    with pytest.raises(ModelCodecError, match="nothing was kept"):
+        _compressed(source, 5)
+
+
+def test_a_run_is_read_back_by_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = []
+
+    def noted(rows: Array, width: int) -> tuple[Array, Array]:
+        columns.append(rows.shape[1])
+        return whole_frame.decode(rows, width, True)
+
+    monkeypatch.setattr(frames, "decode_run", noted)
+    _compressed(_source(), 5)
+    assert set(columns) == {7}
