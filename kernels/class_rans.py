@@ -7,10 +7,9 @@ bit 31 where the symbol is escaped, the reciprocal's multiplier in bits 32-63. T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numba import types
@@ -50,6 +49,7 @@ else:
 __all__ = ["ESCAPE", "MOST_BITS", "MOST_CLASSES", "SCALES", "SUMS", "Classes", "map_row", "pack", "pack_bound", "pack_split", "unpack", "unpack_split"]
 
 Array = np.ndarray[Any, Any]
+Made = TypeVar("Made")
 
 MOST_BITS = 11
 """The most that a decoding entry has room for."""
@@ -112,6 +112,20 @@ def _fill_coding(symbols, frequencies, ends, escapes, bits, entries):
         first = ends[c]
 
 
+class _Kept(Generic[Made]):
+    """A property made when first asked for, which then stays: kernels have its address. Of threads that make it at a time all get the first one's.
+
+    functools.cached_property would, from Python 3.12 on, put the last one's in its place and free the others.
+    """
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self._make = make
+
+    def __get__(self, owner: Any, _: Any) -> Made:
+        made: Made = vars(owner).setdefault(self._make.__name__, self._make(owner))
+        return made
+
+
 @dataclass(frozen=True)
 class Classes:
     """A class for each word of a group: that of `class_of` (u1[127]) at the sum of its row's and its column's scale (u1, below 64). A table for each class.
@@ -125,18 +139,18 @@ class Classes:
     class_of: Array
     tables: Sequence[Table]
 
-    @cached_property
+    @_Kept
     def bits(self) -> int:
         return self.tables[0].bits
 
-    @cached_property
+    @_Kept
     def padded(self) -> tuple[Array, Array]:
         """Column scales with spare bytes after them, and class_of."""
         columns, class_of = np.zeros(self.column_scales.size + SPARE, np.uint8), np.zeros(SUMS + 1, np.uint8)
         columns[:-SPARE], class_of[:SUMS] = self.column_scales, self.class_of
         return columns, class_of
 
-    @cached_property
+    @_Kept
     def place(self) -> Array:
         """What a `Frame` has the address of (i8): places and sizes of all that unpacking needs, as long as these classes live."""
         columns, class_of = self.padded
@@ -148,24 +162,24 @@ class Classes:
             np.int64,
         )  # fmt: skip
 
-    @cached_property
+    @_Kept
     def largest(self) -> int:
         """The largest symbol of all tables."""
         tables = Tables.of(self.tables)
         return int(tables.symbols[tables.ends - 1].max())
 
-    @cached_property
+    @_Kept
     def has_escapes(self) -> bool:
         """Whether any symbol can be coded in any class."""
         return bool((Tables.of(self.tables).escapes > 0).all())
 
-    @cached_property
+    @_Kept
     def decoding_entries(self) -> Array:
         tables, entries = Tables.of(self.tables), np.empty((len(self.tables) << self.bits) + _AT_ONCE, np.uint32)
         _fill_decoding(tables.symbols, tables.frequencies, tables.ends, tables.escapes, entries)
         return entries
 
-    @cached_property
+    @_Kept
     def coding_entries(self) -> Array:
         tables, entries = Tables.of(self.tables), np.zeros((len(self.tables), ESCAPE + 1), np.uint64)
         _fill_coding(tables.symbols, tables.frequencies, tables.ends, tables.escapes, self.bits, entries)

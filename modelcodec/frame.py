@@ -50,7 +50,9 @@ class _Borrowed:
 def as_bytes(buffer: Any) -> Array:
     """A u1 array over a buffer, not copied."""
     array = np.frombuffer(buffer, np.uint8)
-    return array if array.flags.writeable or not array.size else np.asarray(_Borrowed(array))
+    if array.flags.writeable:
+        return array
+    return np.asarray(_Borrowed(array)) if array.size else np.empty(0, np.uint8)
 
 
 def as_words(data: Array, width: int) -> Array:

@@ -10,6 +10,7 @@ from rows import classes_of, gaussian, random_bits
 
 from modelcodec import frame
 from modelcodec.errors import CorruptFile
+from modelcodec.kernels import class_rans
 from modelcodec.kernels.memory import address_of
 from modelcodec.recipe import parse_plan
 from modelcodec.stage import FrameContext, Shared
@@ -143,3 +144,19 @@ def test_classes_that_are_fewer_than_the_words_are_not_used() -> None:
     assert frame.classes_of(memoryview(coded.data), damaged) is None
     with pytest.raises(CorruptFile, match="table breaks its rules"):
         frame.decode(memoryview(coded.data), 0, out, "classes", replace(coded.context, shared=damaged))
+
+
+def test_what_kernels_have_the_address_of_stays_where_two_threads_make_it_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = _coded(_words(5000, "BF16", 1), CLASSED, 0)
+    classes = frame.classes_of(memoryview(coded.data), coded.context.shared and Shared(coded.context.shared.data))
+    fill, found = class_rans._fill_decoding, []
+
+    def interrupted(*arguments: object) -> None:
+        if not found:
+            found.append(None)
+            found[0] = classes.place  # as another thread would get it meanwhile
+        fill(*arguments)
+
+    monkeypatch.setattr(class_rans, "_fill_decoding", interrupted)
+    assert classes.place is found[0]
+    assert classes.place[class_rans.ENTRIES // 8] == address_of(classes.decoding_entries)

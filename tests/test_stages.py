@@ -208,3 +208,9 @@ def test_frames_know_their_number() -> None:
 def test_stage_ids_are_written_as_they_are_registered() -> None:
     for number in STAGES:
         assert varint(number) == bytes([stage_of(number).id])
+
+
+def test_no_bytes_are_of_the_kind_that_kernels_are_compiled_for() -> None:
+    """Or what zstd decodes to nothing would have them compiled once more."""
+    assert frames.as_bytes(b"").flags.writeable
+    assert frames.as_bytes(b"x").flags.writeable

@@ -88,6 +88,17 @@ def test_from_a_file_and_from_a_pipe(tmp_path: Path, threads: int, bound: int, l
         check_same(dict(found), model())
 
 
+@pytest.mark.parametrize("bound", [0, 64 << 20])
+def test_a_tensor_as_an_earlier_one_comes_in_its_frames(bound: int) -> None:
+    """Frames of whole rows are more than full ones would be."""
+    tensors = dict.fromkeys(("earlier", "same"), np.tile(rows.gaussian(1497, "BF16")[:, None], 700))
+    data = modelcodec.save(tensors, level=1)
+    earlier, same = container.read(memoryview(data), "").tensors
+    assert earlier.n_frames == 3
+    assert same.kind == container.SAME
+    check_same(dict(modelcodec.stream(Pipe(data), memory_bound=bound)), tensors)
+
+
 def test_from_a_pipe_of_the_system(saved: bytes) -> None:
     out, into = os.pipe()
 

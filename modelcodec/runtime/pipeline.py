@@ -227,7 +227,8 @@ class Pipeline:
                 self._ahead.check()
                 for piece in batch.pieces:
                     if piece.first == 0:
-                        arrivals.append(self._begin(archive.entries[piece.index], views_on[piece.index] if views else None, first=not arrivals))
+                        entry, views_here = archive.entries[piece.index], views_on[piece.index] if views else None
+                        arrivals.append(self._begin(entry, piece.holder.n_frames, views_here, first=not arrivals))
                 buffer = coded.take(batch.end - batch.start)
                 reader.fill(batch, buffer.data[: batch.end - batch.start])
                 pool.submit(self._decode, archive, batch, buffer, arrivals, coded)
@@ -237,8 +238,8 @@ class Pipeline:
             self._ahead.failed(arrivals, error)
             raise
 
-    def _begin(self, entry: Entry, views: Sequence[View] | None, *, first: bool) -> _Arrival:
-        """Find a tensor its place, and tell the caller to wait for it.
+    def _begin(self, entry: Entry, n_frames: int, views: Sequence[View] | None, *, first: bool) -> _Arrival:
+        """Find a tensor, which comes in so many frames, its place, and tell the caller to wait for it.
 
         Only the first of a batch waits for room: all that stands before it is under way then, whereas the caller may be waiting for what is in its batch.
         """
@@ -252,7 +253,6 @@ class Pipeline:
                 out = self._destination.allocate(entry.spec) if views is None else self._destination.host(n_bytes)
             except MemoryError:
                 raise LimitExceeded(f"{name_of(self._location)}: {entry.name} needs {n_bytes} bytes of memory; open the file and read it in slices") from None
-        n_frames = -(-entry.spec.n_words // entry.frame_words)
         arrival = _Arrival(entry, views, out, n_ahead, [0] * n_frames, n_frames)
         self._ahead.begin(arrival)
         return arrival
