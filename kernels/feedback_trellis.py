@@ -129,14 +129,16 @@ def _search(x, inputs, importance, outputs, factors, price, expected, scales, h0
     state = int64(0)
     for i in range(rows):
         row = errors[i]
-        row[:] = x[i]
+        for j in range(columns):
+            row[j] = x[i, j]
         for above in range(min(i, len(outputs))):
             factor = outputs[above, i]
             for j in range(columns):
                 row[j] -= factor * errors[above, j]
         path = (h0, h1, state, shifts)
         after = _search_row(row, inputs, importance, factors[i], price, expected[i], scales[i], *path, *memory, indices[i])
-        targets[i] = row
+        for j in range(columns):
+            targets[i, j] = row[j]
         _settle(row, inputs, *path, memory[0][0, 0], indices[i], targets[i])
         for above in range(min(i, len(outputs))):
             factor = outputs[above, i]
