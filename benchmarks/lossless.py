@@ -88,12 +88,15 @@ class ModelCodecRun:
     def __post_init__(self) -> None:
         self.name = f"mcodec -{self.level}" + (" verified" if self.verify else "")
         self.settings = Settings(Recipe(), self.level, self.threads, self.verify, sha256=False)
+        self.out: Memory | None = None
 
     def fresh(self) -> memoryview:
         return memoryview(self.source.path.read_bytes())
 
     def compress(self, inputs: memoryview) -> memoryview:
-        out = Memory(len(inputs) + SPARE_BYTES)
+        # The same memory in each round, as the peers find theirs among what was freed; so large a piece would often be of new pages.
+        out = self.out = self.out or Memory(len(inputs) + SPARE_BYTES)
+        out.seek(0)
         compress_view(inputs, identify(inputs, self.source.path), cast(BinaryIO, out), self.settings, None)
         self.coded = out.data.data[: out.size]
         return self.coded
