@@ -31,6 +31,8 @@ from modelcodec.kernels.jit import kernel, piece
 from modelcodec.kernels.memory import address_of, copy, fill, load_u32, scratch, store_u8, store_u32, store_u64
 from modelcodec.kernels.rans import code_words, count_escapes, pack_scratch, put_payload
 from modelcodec.kernels.survey import DIFFERENT_BYTES, REPEATS_BYTES, has_many, is_without_repeats, look_over, low_halves_are_random, symbol_bits
+from modelcodec.kernels.varint import put_varint
+from modelcodec.kernels.whole_frame import RANS, SPLIT_FLOAT
 from modelcodec.kernels.xxh3 import xxh3_64
 
 Array = np.ndarray[Any, Any]
@@ -38,12 +40,9 @@ Array = np.ndarray[Any, Any]
 USUAL, OTHER, RAW = 0, 1, 2
 """What becomes of a frame: it is coded; it is for the planner; it is not worth coding."""
 LEAST_WORDS = 64
-_SPLIT_FLOAT, _RANS = 4, 3
 _HEAD_BYTES = -(-(TABLE_BYTES + 128) // 64) * 64
 _MOST_COUNTS = 4096
 _PALETTE = 256
-_SAMPLED_WORDS = 1 << 17
-_VECTOR_WORDS, _TWO_GROUPS = 1 << 16, 1 << 18
 _SYMBOL_BITS, _STREAM_BITS = 8, 8 * 24
 
 
@@ -60,8 +59,10 @@ class Choices(NamedTuple):
     wide_bits: int
     """Low bits that are zero in all words of a narrower dtype."""
     table_bits: int
-    table_sample: int
-    lane_words: int
+    sample: int
+    """One in so many words, a power of two, is counted for the table."""
+    lanes_log2: int
+    groups: int
     low_sample: int
     """Words whose low halves are looked at; 0 where these are random for sure."""
     repeat_words: int
@@ -124,38 +125,27 @@ def _merge(counts, bins, coarser):
     counts[bins >> coarser : max(bins, 256)] = 0
 
 
-@piece(int64(int64, int64))
-def _put_varint(to, value):
-    """Returns the place after it."""
-    while value > 127:
-        store_u8(to, value & 127 | 128)
-        value >>= 7
-        to += 1
-    store_u8(to, value)
-    return to + 1
-
-
 @piece(int64(*(int64,) * 7))
 def _put_stream(to, bits, lanes_log2, groups, units_a, units_b, n_escapes):
     """A rans header up to its table. Returns the place after it."""
     store_u8(to, bits)
     store_u8(to + 1, lanes_log2 | (groups - 1) << 4)
-    at = _put_varint(to + 2, units_a)
+    at = put_varint(to + 2, units_a)
     if groups == 2:
-        at = _put_varint(at, units_b)
-    return _put_varint(at, n_escapes)
+        at = put_varint(at, units_b)
+    return put_varint(at, n_escapes)
 
 
 @piece(int64(*(int64,) * 5, uint64, int64, int64))
 def _put_head(to, s, stream, n_stream, width, digest, number, work):
     """A frame's head. Returns its bytes."""
     size = 3 + 1 + (1 if n_stream < 128 else 2) + n_stream + (2 if width == 2 else 4) + 8 + 4
-    at = _put_varint(to, size)
-    store_u8(at, _SPLIT_FLOAT)
+    at = put_varint(to, size)
+    store_u8(at, SPLIT_FLOAT)
     store_u8(at + 1, 1)
     store_u8(at + 2, s)
-    store_u8(at + 3, _RANS)
-    at = _put_varint(at + 4, n_stream)
+    store_u8(at + 3, RANS)
+    at = put_varint(at + 4, n_stream)
     copy(at, stream, n_stream)
     at += n_stream
     fill(at, 0, 4)  # the raw nodes of rest and low part
@@ -173,15 +163,11 @@ def _plan(rows, width, found, digests, plans, counts, counts_at, log2, space, ch
     for row in range(len(rows)):
         x, n, columns, surveyed, coarsest = rows[row, 0], rows[row, 1], rows[row, 4], rows[row, 5], rows[row, 6]
         finest, zero_share, wide_bits = rows[row, 7], rows[row, 8], rows[row, 9]
-        bits, table_sample, low_sample, repeat_words = rows[row, 10], rows[row, 11], rows[row, 13], rows[row, 14]
+        bits, sample, low_sample, repeat_words = rows[row, 10], rows[row, 11], rows[row, 14], rows[row, 15]
         found[row, 0], plans[row, 0] = OTHER, -1
         digests[row] = xxh3_64(x, n * width, uint64(0), work)
         if not _is_usual(x, n, width, columns, wide_bits, low_sample, repeat_words, counts, work):
             continue
-        most = max(min(table_sample, n * table_sample // _SAMPLED_WORDS), 1)
-        sample = int64(1)
-        while 2 * sample <= most:
-            sample *= 2
         exact = sample == 1 and n < 2 * surveyed
         s = _choose_cut(x, n, width, surveyed, coarsest, finest, zero_share, exact, counts, counts_at, work)
         if s < 0:
@@ -209,13 +195,8 @@ def _code(rows, width, found, digests, plans, chosen, chosen_at, frequencies, fr
         if s < 0:
             continue
         x, n, number, out, finest = rows[row, 0], rows[row, 1], rows[row, 2], rows[row, 3], rows[row, 7]
-        bits, lane_words = rows[row, 10], rows[row, 12]
+        bits, lanes_log2, groups = rows[row, 10], rows[row, 12], rows[row, 13]
         symbol_width = 1 if s >= 7 else 2
-        lanes_log2, groups = int64(6), 2 if n >= _TWO_GROUPS else 1
-        if n < _VECTOR_WORDS:
-            lanes_log2 = int64(0)
-            while lanes_log2 < 3 and n >= lane_words << (lanes_log2 + 1):
-                lanes_log2 += 1
         rest = out + _HEAD_BYTES + n * (2 if finest < 7 else 1)
         n_rest = (n + 7) // 8 * (s + 1)
         low, n_low = rest + n_rest, 2 * n if width == 4 else int64(0)
@@ -244,7 +225,7 @@ def _code(rows, width, found, digests, plans, chosen, chosen_at, frequencies, fr
 def encode(rows: Array, width: int) -> tuple[Array, Array]:
     """Encode frames: i8[:, 3], what became of each, the address of its bytes, their number; and the digests (u8) of all.
 
-    rows: i8[:, 15], for each frame the address of its words, their number, LEAST_WORDS or more, its number in its tensor, the address of `room` bytes, words in
+    rows: i8[:, 16], for each frame the address of its words, their number, LEAST_WORDS or more, its number in its tensor, the address of `room` bytes, words in
     a row (0: nobody knows), and its `Choices`. width: bytes of a word, 2 or 4.
     """
     n_rows, most = len(rows), int(rows[:, 1].max())

@@ -6,7 +6,7 @@ from numba import types
 from numba.types import int64
 
 from modelcodec.kernels.jit import piece
-from modelcodec.kernels.memory import load_u8
+from modelcodec.kernels.memory import load_u8, store_u8
 
 
 @piece(types.UniTuple(int64, 2)(*(int64,) * 4))
@@ -21,3 +21,14 @@ def varint(data, at, end, most):
         if byte < 128:
             return (value, at) if value <= most and (byte > 0 or shift == 7) else (int64(-1), at)
     return int64(-1), at
+
+
+@piece(int64(int64, int64))
+def put_varint(to, value):
+    """Write a number, 0 or more, to an address. Returns the place after it."""
+    while value > 127:
+        store_u8(to, value & 127 | 128)
+        value >>= 7
+        to += 1
+    store_u8(to, value)
+    return to + 1

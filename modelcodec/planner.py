@@ -20,7 +20,7 @@ from modelcodec.stages.constant import Constant
 from modelcodec.stages.fields import Fields
 from modelcodec.stages.palette import MOST, Palette
 from modelcodec.stages.planes import Planes
-from modelcodec.stages.rans import LANE_WORDS, VECTOR_WORDS, Rans
+from modelcodec.stages.rans import LANE_WORDS, VECTOR_WORDS, Rans, lanes_for, sample_step
 from modelcodec.stages.raw import Raw
 from modelcodec.stages.sparse import Sparse
 from modelcodec.stages.split_float import SplitFloat
@@ -129,11 +129,12 @@ def choices(spec: TensorSpec, n: int, level: int) -> Choices | None:
     dtype = _FLOATS.get(spec.dtype.name)
     if dtype not in _EXPONENT_AT or n < LEAST_WORDS or (level == SMALL and (len(spec.shape) > 1 or n >= _REPEAT_WORDS)):
         return None
-    return _choices(dtype, level, n >= VECTOR_WORDS, _split_level(n, dtype, level))
+    split_level = _split_level(n, dtype, level)
+    return _choices(dtype, level, split_level, n >= VECTOR_WORDS, sample_step(n, _SAMPLE[split_level]), *lanes_for(n, _LANE_WORDS[level]))
 
 
 @cache
-def _choices(dtype: str, level: int, has_all_lanes: bool, split_level: int) -> Choices:
+def _choices(dtype: str, level: int, split_level: int, has_all_lanes: bool, sample: int, lanes_log2: int, groups: int) -> Choices:
     cuts = _LOW_BITS[dtype][split_level]
     return Choices(
         surveyed=_SAMPLE_WORDS[level],
@@ -142,8 +143,9 @@ def _choices(dtype: str, level: int, has_all_lanes: bool, split_level: int) -> C
         zero_share=_SPARSE_SHARE[level],
         wide_bits=(1 << min((low_bits for _, low_bits, _ in _WIDE_FLOATS.get(dtype, ())), default=0)) - 1,
         table_bits=_table_bits_at(split_level, has_all_lanes),
-        table_sample=_SAMPLE[split_level],
-        lane_words=_LANE_WORDS[level],
+        sample=sample,
+        lanes_log2=lanes_log2,
+        groups=groups,
         low_sample=_SAMPLE_WORDS[split_level] if dtype == "F32" and split_level > FAST else 0,
         repeat_words=_REPEAT_WORDS if level > FAST else 0,
     )
@@ -454,7 +456,7 @@ def _byte_coder(level: int) -> Rans:
 def _rans_bytes(x: Array, coder: Rans) -> int:
     """What rans would take, from as many words as its table is made from."""
     counts = np.zeros(256, np.int64)
-    histogram(np.ascontiguousarray(x), counts, coder.sample_step(x.size))
+    histogram(np.ascontiguousarray(x), counts, sample_step(x.size, coder.sample))
     bits = order0_bits(counts) * x.size // int(counts.sum())
     return (bits + _TABLE_SYMBOL_BITS * int(np.count_nonzero(counts)) + _STREAM_BITS + 7) // 8
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 if shutil.which("nvidia-smi") is None:
@@ -12,3 +14,14 @@ if shutil.which("nvidia-smi") is None:
 
 settings.register_profile("modelcodec", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("modelcodec")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: small operations on several wait for each other longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,7 @@ from modelcodec.runtime.compressed_module import compress_module, memory_report,
 from modelcodec.runtime.frames_in_memory import FramesInMemory  # noqa: E402
 from modelcodec.runtime.rounding import MANTISSA_BITS, round_mantissa  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small operations on several threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Zoo(torch.nn.Module):

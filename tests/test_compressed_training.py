@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,7 @@ from modelcodec.runtime import compressed_weight as weights  # noqa: E402
 from modelcodec.runtime.compressed_module import compress_module  # noqa: E402
 from modelcodec.runtime.training import UpdatesInBackward  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small operations on several threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -30,12 +30,7 @@ from tests.digits import N_TRAINED, Residual, accuracy, check_method, digits, di
 Batch = tuple[Tensor, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch(n: int = 60) -> Batch:

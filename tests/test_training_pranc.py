@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,7 @@ from modelcodec.kernels.philox import Signs  # noqa: E402
 from modelcodec.runtime.compressed_weight import WeightStore, compressed_tensor  # noqa: E402
 from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def read(path: Path) -> tuple[container.Container, memoryview]:

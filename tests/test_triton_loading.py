@@ -10,7 +10,6 @@ import pytest
 from triton_device import DEVICE, torch
 
 import modelcodec
-from modelcodec import planner
 from modelcodec.errors import CorruptFile
 from modelcodec.runtime import device_memory, gpu
 from modelcodec.runtime.gpu import StagedFrames
@@ -26,7 +25,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Frames of each launch. Frames are short and have the lanes of long ones: the interpreter takes long for each word."""
     monkeypatch.setattr(gpu, "KINDS", frozenset({"cuda", DEVICE}))
     monkeypatch.setattr(device_memory, "LEAST_BYTES", 1)
-    monkeypatch.setattr(planner, "choices", lambda *_: None)  # whole frames in one kernel have the lanes of their length
     monkeypatch.setattr(rans, "VECTOR_WORDS", 1)
     monkeypatch.setattr(rans, "TWO_GROUPS", 1 << 62)
     monkeypatch.setattr("modelcodec.formats.container.full_frame_words", lambda dtype, row_words=0: FRAME_WORDS)

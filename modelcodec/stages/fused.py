@@ -11,7 +11,7 @@ from modelcodec.errors import CorruptFile
 from modelcodec.kernels import planes
 from modelcodec.kernels import rans as kernels
 from modelcodec.stage import Encoded, FrameContext, Plan
-from modelcodec.stages.rans import Rans, Stream, lanes_for, table_for
+from modelcodec.stages.rans import Rans, Stream, lanes_for, sample_step, table_for
 from modelcodec.stages.split_float import SplitFloat
 from modelcodec.types import Array
 
@@ -23,7 +23,7 @@ def encode(x: Array, plan: Plan, context: FrameContext) -> tuple[Encoded, Encode
         return None
     s, width = split.low_bits, 1 if split.low_bits >= 7 else 2
     counts = np.zeros(max(1 << (15 - s), 256), np.int64)
-    sample = rans.stage.sample_step(x.size)
+    sample = sample_step(x.size, rans.stage.sample)
     kernels.histogram_split(x, s, counts, sample)
     table = table_for(counts, rans.stage.table_bits, width, sampled=sample > 1)
     if table is None:

@@ -71,6 +71,12 @@ def lanes_for(n: int, lane_words: int = LANE_WORDS) -> tuple[int, int]:
     return lanes_log2, 2 if n >= TWO_GROUPS else 1
 
 
+def sample_step(n: int, sample: int) -> int:
+    """One in how many of n words is counted: a power of two, since a matrix with rows of three times something would otherwise show some columns only."""
+    most = max(min(sample, n * sample // SAMPLED_WORDS), 1)
+    return 1 << (most.bit_length() - 1)
+
+
 def table_for(counts: Array, bits: int, width: int, *, sampled: bool) -> kernels.Table | None:
     """The table for these counts, None for words that are all alike: `constant` is for those."""
     return kernels.normalise(counts, bits, width, escape=sampled) if np.count_nonzero(counts) > 1 or sampled else None
@@ -100,16 +106,11 @@ class Rans(Stage):
         if self.lane_words < 1:
             raise BadRecipe(f"rans: lane_words = {self.lane_words}, 1 or more is possible")
 
-    def sample_step(self, n: int) -> int:
-        """One in how many of n words is counted: a power of two, since a matrix with rows of three times something would otherwise show some columns only."""
-        most = max(min(self.sample, n * self.sample // SAMPLED_WORDS), 1)
-        return 1 << (most.bit_length() - 1)
-
     def encode(self, x: Array, context: FrameContext) -> Encoded | None:
         if x.itemsize > 2 or x.size < 2:
             return None
         counts = np.zeros(1 << (8 * x.itemsize), np.int64)
-        sample = self.sample_step(x.size)
+        sample = sample_step(x.size, self.sample)
         kernels.histogram(x, counts, sample)
         table = table_for(counts, self.table_bits, x.itemsize, sampled=sample > 1)
         if table is None:
