@@ -18,6 +18,7 @@ SUITES = {
     "train_options": "benchmarks.train_options",
     "load": "benchmarks.load",
     "start": "benchmarks.start",
+    "file_to_file": "benchmarks.file_to_file",
     "memory": "benchmarks.memory",
     "tokens": "benchmarks.tokens",
     "gpu": "benchmarks.gpu",

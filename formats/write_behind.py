@@ -8,11 +8,11 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-STEP_BYTES = 64 << 20
+STEP_BYTES = 32 << 20
 
 
 class WriteBehind:
-    """A file object's `write`, and a thread that has the system write out what came so far, every 64 MiB. Use as a context manager; the file stays open.
+    """A file object's `write`, and a thread that has the system write out what came so far, every 32 MiB. Use as a context manager; the file stays open.
 
     An error of writing out is raised at the end of the block: the system tells it once, so that a later sync need not see it.
     """

@@ -34,13 +34,13 @@ IN_MEMORY_BYTES = 64 << 20
 """Sources up to this size are coded in memory, so that header and directory take exactly the place they need; larger ones go straight to the file."""
 
 SAMPLE_BYTES = 1024
-_BUFFER_BYTES = 2 * LIMITS.frame_bytes
+_BUFFER_BYTES = 4 * LIMITS.frame_bytes
 """Room for an encoded frame, and for a batch of them while it is encoded."""
 _BATCH_BYTES = {
     (False, False): 4 * LIMITS.frame_bytes,
-    (False, True): LIMITS.frame_bytes,
+    (False, True): 2 * LIMITS.frame_bytes,
     (True, False): LIMITS.frame_bytes,
-    (True, True): LIMITS.frame_bytes // 4,
+    (True, True): 2 * LIMITS.frame_bytes,
 }
 """(straight to the file, several threads) -> frames that are encoded in one call, together; large ones come alone where there is no room for two."""
 _SHORT_WRITE = 1 << 16
@@ -106,7 +106,7 @@ def compress_view(
     """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`; tensors of `fitted` as it has them; others as what they
     changed in `base` where that is smaller.
 
-    memory: two frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
+    memory: six frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
     """
     chosen = base.chosen(source, checkpoint.extents)
     settings = replace(settings, recipe=Recipe((*(Rule(escape(name), plan=tensor.plan) for name, tensor in fitted.tensors.items()), *settings.recipe.rules)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -22,10 +22,10 @@ from modelcodec.views import check_repetition, gathered, is_row_major
 
 Framework = Literal["np", "numpy", "pt", "torch"]
 
-RUN_FRAMES = 8
-"""Frames that a thread decodes at a time."""
-_RUN_ENTRIES, _RUN_BYTES = 64, 4 << 20
-"""Entries of one frame that it decodes at a time: so many at most, or as many as have so many bytes."""
+RUN_FRAMES, _RUN_ENTRIES, RUN_BYTES = 8, 64, 4 << 20
+"""Frames of an entry that a thread decodes at a time; of short entries so many at most, or as many as have so many bytes."""
+_LEAST_RUN_FRAMES = 2
+"""A thread of its own is worth it for so many."""
 
 _NUMPY = {
     "BOOL": "bool",
@@ -146,31 +146,34 @@ class TensorFile:
         return self._strided(place)
 
     def get_tensors(self) -> dict[str, Any]:
-        """All tensors, in the source's order: what `get_tensor` gives for each. Short ones are decoded several at a time, views on one storage once."""
-        short: dict[int, _Views] = {}
+        """All tensors, in the source's order: what `get_tensor` gives for each. Their frames are decoded several at a time, and views on one short storage once."""
+        whole: dict[int, _Views] = {}
         for name, place in self._tensors.items():
-            if (place.strides is None or is_row_major(place.spec.shape, place.strides)) and self._source.resolve(place.entry).n_frames == 1:
-                short.setdefault(id(place.entry), _Views(place.entry, [])).places.append((name, place))
-        runs = _runs(short.values())
+            if place.strides is None or (is_row_major(place.spec.shape, place.strides) and self._source.resolve(place.entry).n_frames == 1):
+                whole.setdefault(id(place.entry), _Views(place.entry, [])).places.append((name, place))
         found: dict[str, Any] = dict.fromkeys(self._tensors)
-        for run, decoded in zip(runs, ordered(self._decode_entries, runs, min(self._threads, max(len(runs), 1))), strict=True):
-            for views, data in zip(run, decoded, strict=True):
-                for k, (name, place) in enumerate(views.places):
-                    first, n_bytes = place.first * place.spec.dtype.bits // 8, place.spec.n_bytes
-                    whole = k == 0 and n_bytes == data.size
-                    found[name] = self._shaped(data if whole else data[first : first + n_bytes].copy(), place.spec.dtype, place.spec.shape)
+        for views, data in zip(whole.values(), self._decode_entries([views.entry for views in whole.values()]), strict=True):
+            for k, (name, place) in enumerate(views.places):
+                first, n_bytes = place.first * place.spec.dtype.bits // 8, place.spec.n_bytes
+                is_all = k == 0 and n_bytes == data.size
+                found[name] = self._shaped(data if is_all else data[first : first + n_bytes].copy(), place.spec.dtype, place.spec.shape)
         for name, tensor in found.items():
             if tensor is None:
                 found[name] = self.get_tensor(name)
         return found
 
-    def _decode_entries(self, run: Sequence[_Views]) -> list[Array]:
-        """The bytes of whole entries."""
-        out = [self._new(views.entry, views.entry.spec.n_bytes) for views in run]
-        digests = self._source.decode_runs([(self._source.resolve(views.entry), 0, data) for views, data in zip(run, out, strict=True)])
-        for views, of_entry in zip(run, digests, strict=True):
-            container.check_tensor_digest(views.entry, of_entry, self._source.where)
-        return out
+    def _decode_entries(self, entries: Sequence[container.Entry]) -> Iterator[Array]:
+        """The bytes of whole entries, one after the other."""
+        holders = [self._source.resolve(entry) for entry in entries]
+        out = [self._new(entry, entry.spec.n_bytes) for entry in entries]
+        jobs = list(_jobs(holders, out))
+        runs = (run for of_job in ordered(self._source.decode_runs, jobs, min(self._threads, max(len(jobs), 1))) for run in of_job)
+        for entry, holder, data in zip(entries, holders, out, strict=True):
+            digests: list[int] = []
+            while len(digests) < holder.n_frames:
+                digests += next(runs)
+            container.check_tensor_digest(entry, digests, self._source.where)
+            yield data
 
     def whole_entry(self, name: str) -> tuple[container.Container, container.Entry] | None:
         """The container and the entry whose bytes a tensor is; None where it is a view on a storage. Raises KeyError."""
@@ -222,7 +225,8 @@ class TensorFile:
             return [digest]
 
         numbers = range(start // step, -(-end // step))
-        runs = [numbers[k : k + RUN_FRAMES] for k in range(0, len(numbers), RUN_FRAMES)]
+        n_run = min(max(-(-len(numbers) // self._threads), _LEAST_RUN_FRAMES), RUN_FRAMES)  # so that all threads have some of a tensor of few frames
+        runs = [numbers[k : k + n_run] for k in range(0, len(numbers), n_run)]
         digests = [digest for run in ordered(decode, runs, min(self._threads, len(runs))) for digest in run]
         if len(numbers) == holder.n_frames:
             container.check_tensor_digest(entry, digests, self._source.where)
@@ -282,17 +286,21 @@ class _Views(NamedTuple):
     places: list[tuple[str, _Place]]
 
 
-def _runs(short: Iterable[_Views]) -> list[list[_Views]]:
-    """Cut into what a thread decodes at a time."""
-    runs: list[list[_Views]] = []
-    n_bytes = _RUN_BYTES
-    for views in short:
-        if n_bytes >= _RUN_BYTES or len(runs[-1]) == _RUN_ENTRIES:
-            runs.append([])
-            n_bytes = 0
-        runs[-1].append(views)
-        n_bytes += views.entry.spec.n_bytes
-    return runs
+def _jobs(holders: Sequence[container.Entry], out: Sequence[Array]) -> Iterator[list[tuple[container.Entry, int, Array]]]:
+    """What a thread decodes at a time: frames of one entry with the number of the first and their place in `out`, or those of several short entries."""
+    job: list[tuple[container.Entry, int, Array]] = []
+    n_bytes = 0
+    for holder, data in zip(holders, out, strict=True):
+        step = holder.frame_words * holder.spec.dtype.word
+        for first in range(0, holder.n_frames, RUN_FRAMES):
+            run = data[first * step : (first + RUN_FRAMES) * step]
+            if job and (n_bytes + run.size > RUN_BYTES or len(job) == _RUN_ENTRIES):
+                yield job
+                job, n_bytes = [], 0
+            job.append((holder, first, run))
+            n_bytes += run.size
+    if job:
+        yield job
 
 
 class TensorSlice:
