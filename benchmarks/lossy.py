@@ -21,7 +21,7 @@ from benchmarks.rounded import Rounded
 from modelcodec import formats, frame
 from modelcodec.fit.trellis import Quantizer
 from modelcodec.fitted import Weights
-from modelcodec.formats.container import full_frame_words
+from modelcodec.formats.container_layout import full_frame_words
 from modelcodec.stage import FrameContext, Plan
 
 NETS = ("resnet20-12fca82f.th", "resnet32-d509ac18.th", "stories15M_f32.safetensors")

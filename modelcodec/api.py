@@ -15,6 +15,7 @@ from modelcodec.base import Source as BaseSource
 from modelcodec.errors import BadRecipe, CorruptFile, UnsupportedFile
 from modelcodec.formats import MARKER, OWN_PREFIX, container, identify
 from modelcodec.formats.atomic import atomic_file, spool
+from modelcodec.formats.container_layout import ORDINARY, Entry
 from modelcodec.formats.folder import INDEX_PART, FolderFile, plan_folder
 from modelcodec.formats.paths import inside, shard_names
 from modelcodec.formats.write_behind import WriteBehind
@@ -421,7 +422,7 @@ def _describe(archive: container.Container, source: str, destination: str, *, fl
     return Report(source, destination, archive.source_format, archive.source_size, len(archive.buffer), rows, digest)
 
 
-def _tensor_report(archive: container.Container, entry: container.Entry, name: str, floors: bool, losses: Mapping[str, Loss]) -> TensorReport:
+def _tensor_report(archive: container.Container, entry: Entry, name: str, floors: bool, losses: Mapping[str, Loss]) -> TensorReport:
     spec = entry.spec
     if entry.coded:
         plans = Counter(str(archive.frame_head(entry, number).root) for number in range(entry.n_frames))
@@ -429,7 +430,7 @@ def _tensor_report(archive: container.Container, entry: container.Entry, name: s
         if entry.base:
             plan += f", given {archive.base_names[entry.base.file]}"
     else:
-        plan = "stored" if entry.kind == container.ORDINARY else f"same as {archive.resolve(entry).name}"
+        plan = "stored" if entry.kind == ORDINARY else f"same as {archive.resolve(entry).name}"
     floor = model = None
     if floors:
         from modelcodec.floor import floor_bits, model_bits

@@ -20,7 +20,7 @@ import xxhash
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, LimitExceeded, UnsupportedFile
 from modelcodec.formats import container, identify
-from modelcodec.formats.container import BaseTensor
+from modelcodec.formats.container_layout import BaseTensor, Entry
 from modelcodec.formats.folder import plan_folder
 from modelcodec.formats.paths import check_name, inside
 from modelcodec.mapping import mapped
@@ -98,7 +98,7 @@ class OpenFile:
 class _CodedReader:
     """Reads a compressed tensor; keeps the last few frames of which a part was asked for, so that small frames of a delta do not decode a large one each."""
 
-    def __init__(self, archive: container.Container, entry: container.Entry) -> None:
+    def __init__(self, archive: container.Container, entry: Entry) -> None:
         self._archive, self._entry = archive, archive.resolve(entry)
         self._kept: dict[int, Array] = {}
         self._lock = RLock()

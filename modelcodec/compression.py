@@ -18,7 +18,19 @@ from modelcodec.base import NO_BASE, Base, Chosen, OpenTensor
 from modelcodec.changes import plan_changes
 from modelcodec.errors import ModelCodecError
 from modelcodec.fitted import NOTHING_FITTED, Fitted
-from modelcodec.formats import container
+from modelcodec.formats.container_layout import (
+    LOSSES,
+    LOSSES_ROLE,
+    MOST_GROUP_FRAMES,
+    SHARED_NUMBER,
+    SKELETON,
+    SKELETON_ROLE,
+    TENSOR_ROLE,
+    VIEWS,
+    VIEWS_ROLE,
+    full_frame_words,
+)
+from modelcodec.formats.container_writer import EncodedGroup, Item, Writer, losses_bytes, views_bytes
 from modelcodec.limits import LIMITS
 from modelcodec.planner import RAW, SMALL, PlannedGroup, byte_plan
 from modelcodec.pool import ordered
@@ -60,7 +72,7 @@ class Settings:
         """Frames that are planned together: several only where they may share something."""
         levels = {self.level, *(rule.level for rule in self.recipe.rules)}
         shared = SMALL in levels or any(rule.plan is not None and rule.plan.stage.shares for rule in self.recipe.rules)
-        return container.MOST_GROUP_FRAMES if shared else 1
+        return MOST_GROUP_FRAMES if shared else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ class _Job:
 class _CodedBatch:
     """The groups of a batch of jobs, in their order, and the buffers in which several of them lie."""
 
-    groups: tuple[container.EncodedGroup, ...]
+    groups: tuple[EncodedGroup, ...]
     buffers: Sequence[Array]
 
 
@@ -86,7 +98,7 @@ class _CodedBatch:
 class _Piece:
     """An entry to be written, where its bytes are, and the base's tensor that it is compared with."""
 
-    item: container.Item
+    item: Item
     data: memoryview
     same: int | None
     base: OpenTensor | None = None
@@ -114,7 +126,7 @@ def compress_view(
     digest = hashlib.sha256(source).digest() if settings.sha256 else None
     reserve = len(source) > IN_MEMORY_BYTES
     body = file if reserve else _Kept()
-    writer = container.Writer(cast(BinaryIO, body), [p.item for p in pieces], checkpoint.metadata, reserve=reserve, bases=chosen.names)
+    writer = Writer(cast(BinaryIO, body), [p.item for p in pieces], checkpoint.metadata, reserve=reserve, bases=chosen.names)
     ticks = _Ticks(progress, len(source))
     buffers = Buffers(_BUFFER_BYTES) if reserve else None
     group_frames = settings.group_frames
@@ -134,7 +146,7 @@ def compress_view(
         body.write_to(file)
 
 
-def _given_back(batches: Iterable[_CodedBatch], buffers: Buffers | None) -> Iterator[container.EncodedGroup]:
+def _given_back(batches: Iterable[_CodedBatch], buffers: Buffers | None) -> Iterator[EncodedGroup]:
     """The groups, whose buffers are free once the next batch is asked for."""
     for batch in batches:
         yield from batch.groups
@@ -145,7 +157,7 @@ def _given_back(batches: Iterable[_CodedBatch], buffers: Buffers | None) -> Iter
                 buffers.give(buffer)
 
 
-def _give_back(group: container.EncodedGroup, buffers: Buffers) -> None:
+def _give_back(group: EncodedGroup, buffers: Buffers) -> None:
     for frame in group.frames:
         if frame.buffer is not None:
             buffers.give(frame.buffer)
@@ -195,7 +207,7 @@ class _Ticks:
         """The next tensor has so many bytes."""
         self.inside, self.n_bytes = 0, n_bytes
 
-    def group(self, group: container.EncodedGroup) -> container.EncodedGroup:
+    def group(self, group: EncodedGroup) -> EncodedGroup:
         self.inside = min(self.inside + len(group.frames) * LIMITS.frame_bytes, self.n_bytes)
         self._tell(self.done + self.inside)
         return group
@@ -209,7 +221,7 @@ class _Ticks:
             self.progress(min(done, self.total), self.total)
 
 
-def _write(writer: container.Writer, piece: _Piece, coded: Iterator[container.EncodedGroup], group_frames: int) -> None:
+def _write(writer: Writer, piece: _Piece, coded: Iterator[EncodedGroup], group_frames: int) -> None:
     if piece.same is not None:
         writer.same(piece.same)
         return
@@ -225,11 +237,11 @@ def _write(writer: container.Writer, piece: _Piece, coded: Iterator[container.En
 
 
 def _frame_words(spec: TensorSpec) -> int:
-    return container.full_frame_words(spec.dtype, spec.row_words)
+    return full_frame_words(spec.dtype, spec.row_words)
 
 
 def _ordinary_frames(spec: TensorSpec) -> list[tuple[int, int]]:
-    step = container.full_frame_words(spec.dtype) * spec.dtype.word
+    step = full_frame_words(spec.dtype) * spec.dtype.word
     return [(at, min(step, spec.n_bytes - at)) for at in range(0, spec.n_bytes, step)]
 
 
@@ -267,7 +279,7 @@ def _encode_batch(batch: Sequence[_Job], settings: Settings, buffers: Buffers | 
             choices = settings.recipe.choices(job.spec, n, settings.level)
             if choices is not None:
                 unplanned[width][k] = Unplanned(frames.as_bytes(job.data), job.number, job.spec.row_words, choices)
-    groups: dict[int, container.EncodedGroup] = {}
+    groups: dict[int, EncodedGroup] = {}
     used = []
     for width, of_width in unplanned.items():
         if of_width:
@@ -276,7 +288,7 @@ def _encode_batch(batch: Sequence[_Job], settings: Settings, buffers: Buffers | 
             coded = {k: frame for k, frame in zip(of_width, run.frames, strict=True) if isinstance(frame, frames.EncodedFrame)}
             if settings.verify and coded:
                 _read_back_run(batch, {k: of_width[k] for k in coded}, coded, width)
-            groups |= {k: container.EncodedGroup((frame,)) for k, frame in coded.items()}
+            groups |= {k: EncodedGroup((frame,)) for k, frame in coded.items()}
             raw = [k for k, frame in zip(of_width, run.frames, strict=True) if frame is False]
             groups |= {k: _coded(batch[k], _words_of(batch[k]), PlannedGroup((RAW,), None), settings, buffers) for k in raw}
     return _CodedBatch(tuple(groups[k] if k in groups else _encode(job, settings, buffers) for k, job in enumerate(batch)), used)
@@ -286,7 +298,7 @@ def _words_of(job: _Job) -> Array:
     return frames.as_words(frames.as_bytes(job.data), job.spec.dtype.word)
 
 
-def _encode(job: _Job, settings: Settings, buffers: Buffers | None) -> container.EncodedGroup:
+def _encode(job: _Job, settings: Settings, buffers: Buffers | None) -> EncodedGroup:
     """The group of frames by its own plans, or, where it has a base and that takes less, as deltas to it."""
     width, x = job.spec.dtype.word, _words_of(job)
     at = job.number * job.words
@@ -308,7 +320,7 @@ def _encode(job: _Job, settings: Settings, buffers: Buffers | None) -> container
     return kept
 
 
-def _coded(job: _Job, x: Array, planned: PlannedGroup, settings: Settings, buffers: Buffers | None, base: Array | None = None) -> container.EncodedGroup:
+def _coded(job: _Job, x: Array, planned: PlannedGroup, settings: Settings, buffers: Buffers | None, base: Array | None = None) -> EncodedGroup:
     """The words x of a group of frames, by these plans; the base's words are for those that are deltas."""
     at = job.number * job.words
     shared, as_read = _shared_frame(planned.shared, job, settings) if planned.shared else (None, None)
@@ -321,14 +333,14 @@ def _coded(job: _Job, x: Array, planned: PlannedGroup, settings: Settings, buffe
         if settings.verify:
             _read_back(frame, piece, job, number, replace(context, shared=as_read))
         encoded.append(frame)
-    return container.EncodedGroup(tuple(encoded), shared, len(planned.shared.data) if planned.shared else 0, base is not None)
+    return EncodedGroup(tuple(encoded), shared, len(planned.shared.data) if planned.shared else 0, base is not None)
 
 
 def _shared_frame(shared: Shared, job: _Job, settings: Settings) -> tuple[frames.EncodedFrame, Shared]:
     """A group's shared part as a frame, and as a decoder gets it: read back, and not yet parsed."""
     data = frames.as_bytes(shared.data)
     spec = TensorSpec(job.spec.name, U8, (data.size,))
-    number = container.SHARED_NUMBER + job.number // settings.group_frames
+    number = SHARED_NUMBER + job.number // settings.group_frames
     frame = frames.encode(data, byte_plan(data, SMALL), FrameContext(spec, 0, data.size), number)
     if not settings.verify:
         return frame, shared
@@ -373,12 +385,12 @@ def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted, chosen: 
         at = extent.end
     literals = [source[e.offset - gap : e.offset] for e, gap in zip(checkpoint.extents, gaps, strict=True)]
     skeleton = b"".join((*literals, source[at:]))
-    pieces = [_own_piece(container.SKELETON, container.SKELETON_ROLE, skeleton)]
+    pieces = [_own_piece(SKELETON, SKELETON_ROLE, skeleton)]
     if checkpoint.views:
-        pieces.append(_own_piece(container.VIEWS, container.VIEWS_ROLE, container.views_bytes(checkpoint, n_own)))
+        pieces.append(_own_piece(VIEWS, VIEWS_ROLE, views_bytes(checkpoint, n_own)))
     if fitted.tensors:
         losses = {n_own + k: fitted.tensors[e.spec.name].loss for k, e in enumerate(checkpoint.extents) if e.spec.name in fitted.tensors}
-        pieces.append(_own_piece(container.LOSSES, container.LOSSES_ROLE, container.losses_bytes(losses)))
+        pieces.append(_own_piece(LOSSES, LOSSES_ROLE, losses_bytes(losses)))
     finder = _SameFinder()
     for extent, gap, against in zip(checkpoint.extents, gaps, chosen.tensors, strict=True):
         found = fitted.tensors.get(extent.spec.name)
@@ -386,12 +398,12 @@ def _pieces(source: memoryview, checkpoint: Checkpoint, fitted: Fitted, chosen: 
         same = finder.find(data, len(pieces)) if extent.spec.shape and len(data) else None
         reference, base = against if against and found is None else (None, None)
         stays = not extent.spec.shape or not len(data) or (base is None and settings.recipe.leaves(extent.spec, len(data), settings.level))
-        pieces.append(_Piece(container.Item(extent.spec.name, container.TENSOR_ROLE, extent.spec, gap, reference), data, same, base, stays))
+        pieces.append(_Piece(Item(extent.spec.name, TENSOR_ROLE, extent.spec, gap, reference), data, same, base, stays))
     return pieces, len(source) - at
 
 
 def _own_piece(name: str, role: int, data: bytes) -> _Piece:
-    return _Piece(container.Item(name, role, TensorSpec(name, U8, (len(data),)), 0), memoryview(data), None)
+    return _Piece(Item(name, role, TensorSpec(name, U8, (len(data),)), 0), memoryview(data), None)
 
 
 class _SameFinder:

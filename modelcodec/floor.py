@@ -8,6 +8,7 @@ import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import SAME, Entry
 from modelcodec.kernels.class_rans import ESCAPE, MOST_CLASSES
 from modelcodec.stage import FrameContext
 from modelcodec.stages.class_rans import ClassRans, ScaleClasses
@@ -15,7 +16,7 @@ from modelcodec.stages.rans import Rans
 from modelcodec.types import Array, DType
 
 
-def floor_bits(archive: container.Container, entry: container.Entry) -> float | None:
+def floor_bits(archive: container.Container, entry: Entry) -> float | None:
     """Bits an element at order 0: of a float, the entropy of its exponent plus sign and mantissa; of anything else, the sum of its bytes' entropies.
 
     One histogram over the whole tensor; what a table costs is left out. None for an empty tensor. Reads and decodes the tensor, a frame at a time.
@@ -39,7 +40,7 @@ def floor_bits(archive: container.Container, entry: container.Entry) -> float | 
     return (coded + free) / prod(entry.spec.shape)
 
 
-def model_bits(archive: container.Container, entry: container.Entry) -> float | None:
+def model_bits(archive: container.Container, entry: Entry) -> float | None:
     """Bits an element that the model used could reach: the entropy of what is coded given what its decoder knows, and all else as it is.
 
     rans: the order-0 entropy of its words in the frame; class_rans: that of words given their class, in the group of frames; raw its words; zstd, whose model
@@ -47,7 +48,7 @@ def model_bits(archive: container.Container, entry: container.Entry) -> float | 
     one holds. Decodes the tensor, a frame at a time.
     """
     n_elements = prod(entry.spec.shape)
-    if n_elements == 0 or entry.kind == container.SAME:
+    if n_elements == 0 or entry.kind == SAME:
         return 0.0 if n_elements else None
     if not entry.coded:
         return 8 * entry.spec.n_bytes / n_elements

@@ -10,6 +10,7 @@ from typing import Protocol
 from modelcodec.arena import ALIGNMENT, Buffers
 from modelcodec.errors import CorruptFile
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import Entry
 from modelcodec.limits import LIMITS
 from modelcodec.pool import ordered
 from modelcodec.types import Array
@@ -32,7 +33,7 @@ class Sink(Protocol):
 class _Run:
     """Frames of an entry from number `first` on, and the bytes of a buffer that they fill, from `at` on."""
 
-    entry: container.Entry
+    entry: Entry
     first: int
     at: int
     n_bytes: int

@@ -16,6 +16,7 @@ from modelcodec.base import Found, read_container
 from modelcodec.base import Source as BaseSource
 from modelcodec.errors import LimitExceeded, UnsupportedFile
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import Entry
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array, DType, TensorSpec
 from modelcodec.views import check_repetition, gathered, is_row_major
@@ -162,7 +163,7 @@ class TensorFile:
                 found[name] = self.get_tensor(name)
         return found
 
-    def _decode_entries(self, entries: Sequence[container.Entry]) -> Iterator[Array]:
+    def _decode_entries(self, entries: Sequence[Entry]) -> Iterator[Array]:
         """The bytes of whole entries, one after the other."""
         holders = [self._source.resolve(entry) for entry in entries]
         out = [self._new(entry, entry.spec.n_bytes) for entry in entries]
@@ -175,7 +176,7 @@ class TensorFile:
             container.check_tensor_digest(entry, digests, self._source.where)
             yield data
 
-    def whole_entry(self, name: str) -> tuple[container.Container, container.Entry] | None:
+    def whole_entry(self, name: str) -> tuple[container.Container, Entry] | None:
         """The container and the entry whose bytes a tensor is; None where it is a view on a storage. Raises KeyError."""
         place = self._place(name)
         return None if place.strides is not None else (self._source, place.entry)
@@ -199,7 +200,7 @@ class TensorFile:
         start = place.first * spec.dtype.bits // 8
         return self._shaped(self._read(place.entry, start + first * row, start + end * row), spec.dtype, (end - first, *spec.shape[1:]))
 
-    def _read(self, entry: container.Entry, start: int, end: int) -> Array:
+    def _read(self, entry: Entry, start: int, end: int) -> Array:
         """Bytes start .. end - 1 of an entry, decoded into one new buffer; frames that lie inside it whole go there directly."""
         holder = self._source.resolve(entry)
         word = holder.spec.dtype.word
@@ -232,7 +233,7 @@ class TensorFile:
             container.check_tensor_digest(entry, digests, self._source.where)
         return out
 
-    def _new(self, entry: container.Entry, n_bytes: int) -> Array:
+    def _new(self, entry: Entry, n_bytes: int) -> Array:
         try:
             return np.empty(n_bytes, np.uint8)
         except MemoryError:
@@ -275,20 +276,20 @@ class _Place:
 
     __slots__ = ("entry", "first", "spec", "strides")
 
-    def __init__(self, spec: TensorSpec, entry: container.Entry, strides: tuple[int, ...] | None, first: int) -> None:
+    def __init__(self, spec: TensorSpec, entry: Entry, strides: tuple[int, ...] | None, first: int) -> None:
         self.spec, self.entry, self.strides, self.first = spec, entry, strides, first
 
 
 class _Views(NamedTuple):
     """The tensors whose elements lie in an entry one after the other: the entry itself, or views on it."""
 
-    entry: container.Entry
+    entry: Entry
     places: list[tuple[str, _Place]]
 
 
-def _jobs(holders: Sequence[container.Entry], out: Sequence[Array]) -> Iterator[list[tuple[container.Entry, int, Array]]]:
+def _jobs(holders: Sequence[Entry], out: Sequence[Array]) -> Iterator[list[tuple[Entry, int, Array]]]:
     """What a thread decodes at a time: frames of one entry with the number of the first and their place in `out`, or those of several short entries."""
-    job: list[tuple[container.Entry, int, Array]] = []
+    job: list[tuple[Entry, int, Array]] = []
     n_bytes = 0
     for holder, data in zip(holders, out, strict=True):
         step = holder.frame_words * holder.spec.dtype.word

@@ -23,6 +23,7 @@ from test_tensor_file import view, viewed
 import modelcodec
 from modelcodec import errors
 from modelcodec.formats import container as containers
+from modelcodec.formats.container_directory import read_views
 from modelcodec.restoration import restore
 from modelcodec.wire import byte_string, varint
 
@@ -228,6 +229,6 @@ def test_more_views_than_their_bytes_can_name() -> None:
     views = b"".join(byte_string(str(k).encode()) + bytes([1, 0, 1, 0]) for k in range(6000))
     data = varint(6000) + views
     tensor = next(entry for entry in containers.read(memoryview(modelcodec.save({"w": np.zeros(4, np.uint8)})), "").entries if entry.name == "w")
-    assert len(containers._read_views(data, [tensor, tensor], 1000, "")) == 6000
+    assert len(read_views(data, [tensor, tensor], 1000, "")) == 6000
     with pytest.raises(errors.LimitExceeded, match="views"):
-        containers._read_views(data, [tensor, tensor], 10, "")
+        read_views(data, [tensor, tensor], 10, "")

@@ -18,6 +18,7 @@ from modelcodec import frame as frames
 from modelcodec.compression import Settings, compress_view
 from modelcodec.errors import BadRecipe, CorruptFile
 from modelcodec.formats import container, identify
+from modelcodec.formats.container_layout import full_frame_words
 from modelcodec.recipe import Recipe, Rule, parse_plan
 from modelcodec.stage import FrameContext, Plan, Shared
 from modelcodec.stages.codebook import Book, Codebook
@@ -64,7 +65,7 @@ def test_frames_of_a_group_share_their_codebook(modelled: bool, grouped: bool) -
     spec, stage = spec_of("F32", 700, 400), Codebook(1, modelled, lists)
     shared = stage.prepare(spec, x, 0)
     assert shared is not None
-    step = container.full_frame_words(spec.dtype, spec.row_words)
+    step = full_frame_words(spec.dtype, spec.row_words)
     for at in range(0, x.size, step):
         piece = x[at : at + step]
         encoded, root = coded(piece, stage, FrameContext(spec, at, piece.size, shared, at))

@@ -16,6 +16,7 @@ import safetensors.numpy
 from fixtures import BAD, FILES, GOOD, MANIFEST, content, restored
 
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import DIRECTORY, ORDINARY, ROLE_SINCE, SINCE
 from modelcodec.restoration import restore
 from modelcodec.tensor_file import TensorFile
 
@@ -59,10 +60,10 @@ def test_the_safetensors_library_opens_every_container(name: str, tmp_path: Path
     path.write_bytes(content(name))
     archive = container.read(memoryview(content(name)), name)
     with safetensors.safe_open(path, "np") as file:
-        assert set(file.keys()) == {container.DIRECTORY, *(entry.name for entry in archive.entries)}
+        assert set(file.keys()) == {DIRECTORY, *(entry.name for entry in archive.entries)}
         assert "modelcodec" in file.metadata()
         for entry in archive.entries:
-            if entry.kind != container.ORDINARY:
+            if entry.kind != ORDINARY:
                 part = file.get_slice(entry.name)
                 assert (part.get_dtype(), part.get_shape()) == ("U8", [entry.size])
             elif entry.spec.dtype.in_safetensors:
@@ -103,7 +104,7 @@ def test_a_container_holds_no_more_than_its_version_has() -> None:
         data = content(name)
         version = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["modelcodec"]
         archive = container.read(memoryview(data), name)
-        used = {container.SINCE[entry.kind] for entry in archive.entries} | {container.ROLE_SINCE[entry.role] for entry in archive.entries}
+        used = {SINCE[entry.kind] for entry in archive.entries} | {ROLE_SINCE[entry.role] for entry in archive.entries}
         for entry in archive.entries:
             for number in range(entry.n_frames if entry.coded else 0):
                 used |= {node.stage.since for node in archive.frame_head(entry, number).root.walk()}

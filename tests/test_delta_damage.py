@@ -17,6 +17,7 @@ from modelcodec import frame as frames
 from modelcodec.base import Found
 from modelcodec.errors import CorruptFile, ModelCodecError
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import CODED_BASE
 from modelcodec.kernels import delta
 from modelcodec.restoration import restore
 from modelcodec.stage import FrameContext, Shared
@@ -43,7 +44,7 @@ def files(tmp_path: Path) -> tuple[Path, bytearray]:
     (tmp_path / "fine").write_bytes(fine)
     api.compress(tmp_path / "fine", tmp_path / "packed", base=tmp_path / "base", level=9)
     packed = bytearray((tmp_path / "packed").read_bytes())
-    assert [entry.kind for entry in container.read(memoryview(packed), "file").tensors] == [container.CODED_BASE] * 3
+    assert [entry.kind for entry in container.read(memoryview(packed), "file").tensors] == [CODED_BASE] * 3
     return tmp_path / "base", packed
 
 

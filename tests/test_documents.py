@@ -24,7 +24,7 @@ from modelcodec import errors, formats
 from modelcodec import frame as frames
 from modelcodec.cli.compare import EXIT_DIFFERENT
 from modelcodec.errors import CorruptFile, LimitExceeded, ModelCodecError
-from modelcodec.formats import container
+from modelcodec.formats.container_layout import DIRECTORY, LOSSES, SKELETON, VERSION, VIEWS
 from modelcodec.limits import LIMITS
 from modelcodec.stages import STAGES, stage_of
 from modelcodec.types import DTYPES
@@ -67,7 +67,7 @@ def told(text: str, pattern: str) -> int:
 
 
 def test_version() -> None:
-    highest = "{}.{}".format(*container.VERSION)
+    highest = "{}.{}".format(*VERSION)
     versions = [row[0] for row in table(section(FORMAT, "2. Envelope: a valid safetensors file"))]
     assert FORMAT.splitlines()[0] == f"# The modelcodec container, version {highest}"
     assert versions[-1] == highest
@@ -97,7 +97,7 @@ def test_source_formats() -> None:
 
 
 def test_names_of_the_containers_own() -> None:
-    assert set(re.findall(r"`(__modelcodec__\.\w+)`", FORMAT)) == {container.DIRECTORY, container.SKELETON, container.VIEWS, container.LOSSES}
+    assert set(re.findall(r"`(__modelcodec__\.\w+)`", FORMAT)) == {DIRECTORY, SKELETON, VIEWS, LOSSES}
     assert f"the prefix `{formats.OWN_PREFIX}`" in FORMAT
     assert f'"{formats.MARKER}": ' in FORMAT
 
@@ -219,7 +219,7 @@ def test_kinds_of_widening() -> None:
 
 
 def test_reference_decoder_has_the_tables_of_the_documents() -> None:
-    assert reference_decoder.VERSION == container.VERSION
+    assert reference_decoder.VERSION == VERSION
     assert {n: (d.name, d.bits, d.word, d.block, d.elements, d.in_safetensors) for n, d in reference_decoder.DTYPES.items()} == {
         d.id: (d.name, d.bits, d.word, d.block, d.elements, d.in_safetensors) for d in DTYPES
     }

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 import modelcodec
 from modelcodec.errors import CorruptFile, ModelCodecError, TruncatedFile, UnsupportedFile
-from modelcodec.formats import container
+from modelcodec.formats import container_layout
 from modelcodec.runtime.shard import Shard
 from modelcodec.tensor_file import TensorFile
 
@@ -284,4 +284,4 @@ def test_dtypes_without_a_counterpart_are_refused(tmp_path: Path) -> None:
         file.get_tensor("w")
 
 
-assert container.VERSION[0] < 9, "the version that the tests take for a newer one"
+assert container_layout.VERSION[0] < 9, "the version that the tests take for a newer one"

@@ -130,7 +130,7 @@ def test_a_lossless_file_has_no_losses() -> None:
     ],
 )
 def test_a_damaged_losses_entry_is_an_error(entry: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "losses_bytes", lambda losses: entry)
+    monkeypatch.setattr("modelcodec.compression.losses_bytes", lambda losses: entry)
     data = _compressed({"a[1]": Loss(0.125, 0.0052)})
     with pytest.raises(CorruptFile):
         container.read(memoryview(data), "lossy").losses()

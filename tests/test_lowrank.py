@@ -14,7 +14,7 @@ from rows import WORD, Array
 
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, CorruptFile
-from modelcodec.formats.container import full_frame_words
+from modelcodec.formats.container_layout import full_frame_words
 from modelcodec.kernels.casts import rounded
 from modelcodec.recipe import parse_plan
 from modelcodec.stage import FrameContext, Plan, Shared

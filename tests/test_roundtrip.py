@@ -21,6 +21,7 @@ import modelcodec
 from modelcodec import planner
 from modelcodec.compression import Settings, compress_view
 from modelcodec.formats import FORMATS, container, identify
+from modelcodec.formats.container_layout import ORDINARY
 from modelcodec.recipe import Recipe
 from modelcodec.restoration import restore
 from modelcodec.types import DTYPES, DType
@@ -188,7 +189,7 @@ def test_nothing_grows(level: int) -> None:
     view = memoryview(source)
     compress_view(view, identify(view, None), packed, Settings(Recipe(), level, 1, True, False), None)
     assert len(packed.getbuffer()) < len(source) + 500
-    assert container.read(packed.getbuffer(), "file").tensors[0].kind == container.ORDINARY
+    assert container.read(packed.getbuffer(), "file").tensors[0].kind == ORDINARY
 
 
 @settings(max_examples=15)

@@ -17,6 +17,7 @@ import modelcodec
 from modelcodec import frame
 from modelcodec.errors import CorruptFile, ModelCodecError
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import CODED, CODED_SHARED
 from modelcodec.kernels import scale_classes as kernels
 from modelcodec.kernels.frequencies import Table
 from modelcodec.recipe import Recipe
@@ -66,7 +67,7 @@ def test_scales_are_worth_several_percent_and_tell_the_newer_version() -> None:
     assert b'"modelcodec":"0.2"' in small[:400]
     assert b'"modelcodec":"0.1"' in plain[:400]
     (entry,) = container.read(memoryview(small), "").tensors
-    assert entry.kind == container.CODED_SHARED
+    assert entry.kind == CODED_SHARED
     assert len(entry.shared) == 1
 
 
@@ -311,4 +312,4 @@ def test_rules_keep_their_own_plans() -> None:
     weights = scaled(64, 256)
     recipe = Recipe.from_toml('[[rule]]\ntensors = "w"\nplan = "split_float(symbols:rans)"\n')
     (entry,) = container.read(memoryview(modelcodec.save({"w": weights}, level=9, recipe=recipe)), "").tensors
-    assert entry.kind == container.CODED
+    assert entry.kind == CODED

@@ -20,7 +20,7 @@ import modelcodec
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, CorruptFile
 from modelcodec.fitted import Fitted, Weights
-from modelcodec.formats.container import full_frame_words
+from modelcodec.formats.container_layout import full_frame_words
 from modelcodec.kernels import philox
 from modelcodec.limits import LIMITS
 from modelcodec.recipe import parse_plan

@@ -25,6 +25,7 @@ import modelcodec
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecError, TruncatedFile, UnsafeInput, UnsupportedFile
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import SAME
 from modelcodec.runtime import forward
 
 MIB = 1 << 20
@@ -95,7 +96,7 @@ def test_a_tensor_as_an_earlier_one_comes_in_its_frames(bound: int) -> None:
     data = modelcodec.save(tensors, level=1)
     earlier, same = container.read(memoryview(data), "").tensors
     assert earlier.n_frames == 3
-    assert same.kind == container.SAME
+    assert same.kind == SAME
     check_same(dict(modelcodec.stream(Pipe(data), memory_bound=bound)), tensors)
 
 

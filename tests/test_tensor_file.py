@@ -25,6 +25,7 @@ import modelcodec
 from modelcodec.compression import Settings, compress_view
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, ModelCodecError, UnsupportedFile
 from modelcodec.formats import container, identify
+from modelcodec.formats.container_layout import Entry
 from modelcodec.recipe import Recipe
 from modelcodec.tensor_file import TensorFile, TensorSlice
 from modelcodec.types import DTYPES
@@ -95,7 +96,7 @@ def test_a_slice_decodes_only_its_frames(monkeypatch: pytest.MonkeyPatch) -> Non
     decoded: list[int] = []
     original = container.Container.decode_frame
 
-    def noting(self: container.Container, entry: container.Entry, number: int, out: Any) -> int:
+    def noting(self: container.Container, entry: Entry, number: int, out: Any) -> int:
         decoded.append(number)
         return original(self, entry, number, out)
 

@@ -19,6 +19,7 @@ from modelcodec.fit.training.pranc import PRANC, Seeded, least_squares  # noqa: 
 from modelcodec.fit.training.projection import Projection  # noqa: E402
 from modelcodec.fit.training.supermask import Supermask  # noqa: E402
 from modelcodec.formats import container  # noqa: E402
+from modelcodec.formats.container_layout import Entry  # noqa: E402
 from modelcodec.frame import EncodedFrame  # noqa: E402
 from modelcodec.kernels import philox  # noqa: E402
 from modelcodec.kernels.philox import Signs  # noqa: E402
@@ -33,7 +34,7 @@ def read(path: Path) -> tuple[container.Container, memoryview]:
     return container.read(data, path.name), data
 
 
-def fitted(path: Path) -> list[container.Entry]:
+def fitted(path: Path) -> list[Entry]:
     """The tensors that are not left exact."""
     return [e for e in read(path)[0].tensors if len(e.spec.shape) > 1 and e.spec.n_words >= 256]
 

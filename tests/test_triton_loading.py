@@ -27,7 +27,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(device_memory, "LEAST_BYTES", 1)
     monkeypatch.setattr(rans, "VECTOR_WORDS", 1)
     monkeypatch.setattr(rans, "TWO_GROUPS", 1 << 62)
-    monkeypatch.setattr("modelcodec.formats.container.full_frame_words", lambda dtype, row_words=0: FRAME_WORDS)
+    for module in ("modelcodec.compression", "modelcodec.formats.container_directory"):
+        monkeypatch.setattr(f"{module}.full_frame_words", lambda dtype, row_words=0: FRAME_WORDS)
     numbers: list[int] = []
     decode = StagedFrames.decode
     monkeypatch.setattr(StagedFrames, "decode", lambda self, out: numbers.append(self.n_on_gpu) or decode(self, out))

@@ -32,7 +32,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(gpu, "KINDS", frozenset({"cuda", DEVICE}))
     monkeypatch.setattr(rans, "VECTOR_WORDS", 1)
     monkeypatch.setattr(rans, "TWO_GROUPS", 1 << 62)
-    monkeypatch.setattr("modelcodec.formats.container.full_frame_words", lambda dtype, row_words=0: FRAME_WORDS)
+    monkeypatch.setattr("modelcodec.runtime.frames_in_memory.full_frame_words", lambda dtype, row_words=0: FRAME_WORDS)
     monkeypatch.setattr("modelcodec.runtime.compressed_module.LEAST_BYTES", 1 << 10)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -234,7 +234,7 @@ class Wide(nn.Module):  # type: ignore[misc, name-defined]
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    monkeypatch.setattr("modelcodec.formats.container.full_frame_words", lambda dtype, row_words=0: 1 << 16)
+    monkeypatch.setattr("modelcodec.runtime.frames_in_memory.full_frame_words", lambda dtype, row_words=0: 1 << 16)
     torch.manual_seed(0)
     plain = Wide().to(DEVICE, torch.bfloat16)
     model = copy.deepcopy(plain)

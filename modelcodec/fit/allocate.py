@@ -19,7 +19,7 @@ from modelcodec.errors import BadRecipe
 from modelcodec.fit.chain import Fit, holds_weights
 from modelcodec.fit.trellis import DEFAULT, Floats, Quantized, Quantizer
 from modelcodec.fitted import Fitted, FittedTensor, Weights, values_of
-from modelcodec.formats.container import full_frame_words
+from modelcodec.formats.container_layout import full_frame_words
 from modelcodec.pool import ordered, thread_count
 from modelcodec.stage import FrameContext
 from modelcodec.stages.grid import Steps

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from modelcodec import frame as frames
 from modelcodec.fit.calibration import Calibration
 from modelcodec.fitted import DTYPES, Fitted, FittedTensor, Weights
-from modelcodec.formats.container import full_frame_words
+from modelcodec.formats.container_layout import full_frame_words
 from modelcodec.stage import FrameContext, Plan
 from modelcodec.types import Array, TensorSpec
 

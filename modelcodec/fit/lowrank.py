@@ -14,7 +14,7 @@ from modelcodec.fit.calibration import Calibration
 from modelcodec.fit.chain import Fit, holds_weights
 from modelcodec.fit.kmeans import Kept
 from modelcodec.fitted import Fitted, FittedTensor, Weights, values_of
-from modelcodec.formats.container import MOST_GROUP_FRAMES, full_frame_words
+from modelcodec.formats.container_layout import MOST_GROUP_FRAMES, full_frame_words
 from modelcodec.kernels.casts import rounded
 from modelcodec.limits import LIMITS
 from modelcodec.stage import Plan

@@ -13,7 +13,8 @@ import numpy as np
 from modelcodec.base import Found, Source
 from modelcodec.errors import CorruptFile, TruncatedFile
 from modelcodec.formats import container
-from modelcodec.formats.container import Container, Entry
+from modelcodec.formats.container import Container
+from modelcodec.formats.container_layout import Entry
 from modelcodec.hub.bases import find_base
 from modelcodec.hub.remote_file import RemoteFile
 from modelcodec.hub.repository import Address, snapshot

@@ -15,8 +15,10 @@ from weakref import ref
 
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe
-from modelcodec.formats import MARKER, OWN_PREFIX, container
+from modelcodec.formats import MARKER, OWN_PREFIX
 from modelcodec.formats.atomic import atomic_file
+from modelcodec.formats.container_layout import SKELETON, SKELETON_ROLE, TENSOR_ROLE, full_frame_words
+from modelcodec.formats.container_writer import Item, Writer
 from modelcodec.planner import FAST
 from modelcodec.runtime import compressed_weight as weights
 from modelcodec.runtime.frames_in_memory import Coding, FramesInMemory
@@ -189,12 +191,12 @@ def save_compressed(model: Module, path: str | Path, metadata: Mapping[str, str]
         _as_frames.reset(token)
     metadata = {"format": "pt"} if metadata is None else metadata
     header = _header(items, metadata)
-    skeleton = TensorSpec(container.SKELETON, U8, (len(header),))
-    rows = [container.Item(container.SKELETON, container.SKELETON_ROLE, skeleton, 0)]
-    rows += [container.Item(item.spec.name, container.TENSOR_ROLE, item.spec, 0 if place else len(header)) for place, item in enumerate(items)]
+    skeleton = TensorSpec(SKELETON, U8, (len(header),))
+    rows = [Item(SKELETON, SKELETON_ROLE, skeleton, 0)]
+    rows += [Item(item.spec.name, TENSOR_ROLE, item.spec, 0 if place else len(header)) for place, item in enumerate(items)]
     octets = frames.as_bytes(header)
     with atomic_file(Path(path), overwrite=True) as file:
-        writer = container.Writer(file, rows, metadata, reserve=True)
+        writer = Writer(file, rows, metadata, reserve=True)
         _write(writer, FramesInMemory.encode(skeleton, octets, _OTHERS), lambda: octets)
         for item in items:
             if item.same is None:
@@ -206,7 +208,7 @@ def save_compressed(model: Module, path: str | Path, metadata: Mapping[str, str]
         file.write(prefix)
 
 
-def _write(writer: container.Writer, coded: FramesInMemory | None, octets: Callable[[], Array]) -> None:
+def _write(writer: Writer, coded: FramesInMemory | None, octets: Callable[[], Array]) -> None:
     """The next entry as frames, or as it is where these are not smaller."""
     if coded is not None:
         writer.coded(coded.frame_words, coded.group_frames, coded.groups())
@@ -214,7 +216,7 @@ def _write(writer: container.Writer, coded: FramesInMemory | None, octets: Calla
             return
         writer.take_back()
     data, spec = octets(), writer.items[len(writer.rows)].spec
-    step = container.full_frame_words(spec.dtype) * spec.dtype.word
+    step = full_frame_words(spec.dtype) * spec.dtype.word
     pieces = [data[at : at + step] for at in range(0, data.size, step)]
     writer.ordinary(pieces, [frames.digest_of(piece) for piece in pieces])
 

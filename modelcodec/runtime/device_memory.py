@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelcodec.formats.container import Container, Entry, check_tensor_digest
+from modelcodec.formats.container import Container, check_tensor_digest
+from modelcodec.formats.container_layout import Entry
 from modelcodec.runtime.gpu import FramePlace, decode_frames, decodes_on, words_in
 from modelcodec.runtime.gpu_layout import WIDTHS
 from modelcodec.runtime.pipeline import Destination, new_memory

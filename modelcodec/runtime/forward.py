@@ -9,7 +9,8 @@ from typing import Any
 
 from modelcodec.errors import CorruptFile, LimitExceeded, ModelCodecError, TruncatedFile
 from modelcodec.formats import container
-from modelcodec.formats.container import SAME, TENSOR_ROLE, Container, Entry
+from modelcodec.formats.container import Container
+from modelcodec.formats.container_layout import SAME, TENSOR_ROLE, Entry
 from modelcodec.frame import FRAME_ARRAYS_SLACK
 from modelcodec.limits import LIMITS
 from modelcodec.runtime.sources import Source

@@ -16,7 +16,8 @@ import numpy as np
 
 from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe
-from modelcodec.formats import container
+from modelcodec.formats.container_layout import MOST_GROUP_FRAMES, SHARED_NUMBER, full_frame_words
+from modelcodec.formats.container_writer import EncodedGroup
 from modelcodec.frame import EncodedFrame
 from modelcodec.kernels.memory import address_of
 from modelcodec.planner import FAST, LEVELS, SMALL, PlannedGroup, byte_plan
@@ -112,8 +113,8 @@ class FramesInMemory(WordsInMemory):
 
         memory: the frames, and one group's words a thread where they are rounded.
         """
-        frame_words = container.full_frame_words(spec.dtype, spec.row_words)
-        group_frames = container.MOST_GROUP_FRAMES if coding.level == SMALL else 1
+        frame_words = full_frame_words(spec.dtype, spec.row_words)
+        group_frames = MOST_GROUP_FRAMES if coding.level == SMALL else 1
         step = frame_words * group_frames
 
         def encode_group(group: int) -> tuple[list[EncodedFrame], Shared | None]:
@@ -165,16 +166,16 @@ class FramesInMemory(WordsInMemory):
         first = number % self.group_frames * self.frame_words
         return FrameContext(self.spec, first, self.words_of(number), self.shared[number // self.group_frames], number * self.frame_words)
 
-    def groups(self) -> Iterable[container.EncodedGroup]:
+    def groups(self) -> Iterable[EncodedGroup]:
         """The frames as a container's writer takes them."""
         for group, shared in enumerate(self.shared):
             part = self.frames[group * self.group_frames : (group + 1) * self.group_frames]
             if shared is None:
-                yield container.EncodedGroup(part)
+                yield EncodedGroup(part)
                 continue
             data = frames.as_bytes(shared.data)
             context = FrameContext(TensorSpec(self.spec.name, U8, (data.size,)), 0, data.size)
-            yield container.EncodedGroup(part, frames.encode(data, byte_plan(data, SMALL), context, container.SHARED_NUMBER + group), data.size)
+            yield EncodedGroup(part, frames.encode(data, byte_plan(data, SMALL), context, SHARED_NUMBER + group), data.size)
 
     def packed(self) -> tuple[Array, tuple[Any, ...]]:
         """All bytes in one array (u1), and what `unpacked` needs beside them, in Python's own types."""

@@ -16,7 +16,8 @@ import numpy as np
 from modelcodec.arena import ALIGNMENT, Buffers
 from modelcodec.errors import LimitExceeded
 from modelcodec.formats import container
-from modelcodec.formats.container import Container, Entry
+from modelcodec.formats.container import Container
+from modelcodec.formats.container_layout import Entry
 from modelcodec.limits import LIMITS
 from modelcodec.runtime.forward import Batch, ForwardReader, batches
 from modelcodec.runtime.sources import Location, name_of, opened

@@ -16,6 +16,7 @@ from modelcodec import frame as frames
 from modelcodec.base import read_container
 from modelcodec.errors import ModelCodecError
 from modelcodec.formats import container
+from modelcodec.formats.container_layout import Entry
 from modelcodec.pool import ordered, thread_count
 from modelcodec.types import Array
 
@@ -26,7 +27,7 @@ class _Stretch:
 
     start: int
     end: int
-    entry: container.Entry | None
+    entry: Entry | None
     skeleton: int = 0
 
 
@@ -100,7 +101,7 @@ class RestoredFile(io.RawIOBase):
         self._position += len(out)
         return len(out)
 
-    def _decode(self, holder: container.Entry, start: int, out: Array) -> None:
+    def _decode(self, holder: Entry, start: int, out: Array) -> None:
         """Bytes of an entry from `start` on; frames that lie inside them whole are decoded in place."""
         word = holder.spec.dtype.word
         step, end = holder.frame_words * word, start + len(out)
@@ -117,7 +118,7 @@ class RestoredFile(io.RawIOBase):
         for _ in ordered(decode, range(start // step, -(-end // step)), self._threads):
             pass
 
-    def _frame(self, holder: container.Entry, number: int, size: int) -> Array:
+    def _frame(self, holder: Entry, number: int, size: int) -> Array:
         """A frame of which a part was asked for; the last one is kept, since the rest is likely to be read next."""
         kept = self._kept
         if kept is None or kept[:2] != (holder.start, number):

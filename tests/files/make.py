@@ -37,6 +37,8 @@ import modelcodec  # noqa: E402
 from modelcodec import compression, errors  # noqa: E402
 from modelcodec import frame as frames  # noqa: E402
 from modelcodec.formats import container  # noqa: E402
+from modelcodec.formats.container_layout import SHARED_NUMBER, SKELETON, SKELETON_ROLE, TENSOR_ROLE  # noqa: E402
+from modelcodec.formats.container_writer import EncodedGroup, Item, Writer  # noqa: E402
 from modelcodec.recipe import parse_plan  # noqa: E402
 from modelcodec.restoration import restore  # noqa: E402
 from modelcodec.stage import FrameContext, Plan, Shared  # noqa: E402
@@ -88,9 +90,9 @@ def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
     source = sources.safetensors_bytes({p.spec.name: (p.spec.dtype.name, p.spec.shape, p.data) for p in planned}) if known else tensors
     n_header = len(source) - len(tensors)
     out = io.BytesIO()
-    items = [container.Item(container.SKELETON, container.SKELETON_ROLE, TensorSpec(container.SKELETON, U8, (n_header,)), 0)]
-    items += [container.Item(p.spec.name, container.TENSOR_ROLE, p.spec, 0 if i else n_header) for i, p in enumerate(planned)]
-    writer = container.Writer(out, items, {}, reserve=False)
+    items = [Item(SKELETON, SKELETON_ROLE, TensorSpec(SKELETON, U8, (n_header,)), 0)]
+    items += [Item(p.spec.name, TENSOR_ROLE, p.spec, 0 if i else n_header) for i, p in enumerate(planned)]
+    writer = Writer(out, items, {}, reserve=False)
     writer.ordinary([source[:n_header]] if n_header else [], [frames.digest_of(source[:n_header])] if n_header else [])
     for p in planned:
         words = frames.as_words(frames.as_bytes(p.data), p.spec.dtype.word)
@@ -100,15 +102,15 @@ def _container(planned: list[_Planned]) -> tuple[bytes, bytes]:
     return writer.prefix(len(source), "safetensors" if known else "bytes", 0, None) + out.getvalue(), source
 
 
-def _group(planned: _Planned, number: int, x: rows.Array, plan: Plan) -> container.EncodedGroup:
+def _group(planned: _Planned, number: int, x: rows.Array, plan: Plan) -> EncodedGroup:
     """A group of one frame, with what it shares."""
     shared = planned.shared(x) if planned.shared else None
     frame = frames.encode(x, plan, FrameContext(planned.spec, 0, x.size, shared, number * planned.frame_words), number)
     if shared is None:
-        return container.EncodedGroup((frame,))
+        return EncodedGroup((frame,))
     own = FrameContext(TensorSpec("shared", U8, (len(shared.data),)), 0, len(shared.data))
-    part = frames.encode(frames.as_bytes(shared.data), parse_plan("zstd"), own, container.SHARED_NUMBER + number)
-    return container.EncodedGroup((frame,), part, len(shared.data))
+    part = frames.encode(frames.as_bytes(shared.data), parse_plan("zstd"), own, SHARED_NUMBER + number)
+    return EncodedGroup((frame,), part, len(shared.data))
 
 
 def _words_for(row: rows.StageRow, plan: str, width: int) -> rows.Array:
@@ -270,7 +272,7 @@ _WIDTHS = {1: 1, _BF16: 2, _U32: 4, _F32: 4, 50: 8}
 def _sharing(shared: bytes, tree: bytes, payload: bytes, *, n: int, dtype: int) -> bytes:
     """A container with one tensor of one frame, all of whose bits are zero, and its shared part."""
     decoded = bytes(n * _WIDTHS[dtype])
-    pieces = [forge.frame(_RAW, shared, decoded=shared, number=container.SHARED_NUMBER), forge.frame(tree, payload, decoded=decoded)]
+    pieces = [forge.frame(_RAW, shared, decoded=shared, number=SHARED_NUMBER), forge.frame(tree, payload, decoded=decoded)]
     row = b"".join(map(varint, (n, 1, len(shared), *map(len, pieces))))
     entry = forge.coded("x", (n,), dtype, [(tree, payload, decoded)], n)
     return forge.container([forge.skeleton(b""), replace(entry, kind=forge.CODED_SHARED, frames=pieces, row=row)], source_size=len(decoded), version="0.3")
