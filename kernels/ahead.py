@@ -33,11 +33,15 @@ _PARAMETERS = {
 }
 """Types of kernels' parameters, as numba writes them; kernels that are not here take int64 only. A kernel's name is that of its module and its own."""
 
-TO_DECODE = ("few_lanes._unpack", "whole_frame._parse", "rans._unpack", "class_rans._unpack", "frequencies._read_table")
-"""What restoring needs and takes long to compile. Those that take longest or are needed last come first: others begin there, this process at the end."""
-_FIRST = "frame_encoder._code"
-_TO_ENCODE = ("rans._pack", "frequencies._normalise", "frequencies._histogram", "frame_encoder._plan")
-_TO_ENCODE_SMALL = ("planes.pack_planes", "class_rans._pack", "scale_classes._merge", "scale_classes._fit")
+TO_DECODE = ("rans._unpack", "class_rans._unpack", "few_lanes._unpack", "whole_frame._parse", "frequencies._read_table")
+"""What restoring needs and takes long to compile. Other processes begin with the first, which take longest; this process, where it waits, with the last."""
+_LONGER_THAN_A_WAIT = frozenset(("frame_encoder._code", "rans._unpack", "rans._pack", "class_rans._unpack", "class_rans._pack", "frequencies._normalise"))
+"""What is not begun while waiting for another kernel: it takes longer, and many files do not need it."""
+_TO_ENCODE = (
+    "frame_encoder._code", "few_lanes._unpack", "rans._unpack", "rans._pack", "frequencies._normalise", "whole_frame._parse", "frequencies._histogram",
+    "frequencies._read_table", "frame_encoder._plan",
+)  # fmt: skip
+_TO_ENCODE_SMALL = ("class_rans._unpack", "class_rans._pack", "planes.pack_planes", "scale_classes._merge", "scale_classes._fit")
 _SMALL = 9
 _MOST_PROCESSES = 3
 """Each begins with half a second of imports."""
@@ -49,9 +53,7 @@ _OPTIONS = {"-I": "isolated", "-E": "ignore_environment", "-S": "no_site", "-s":
 
 def to_encode(level: int | None) -> tuple[str, ...]:
     """The same for compressing at a level, None for the default, which decodes what it has encoded."""
-    if level != _SMALL:
-        return (_FIRST, *(name for name in TO_DECODE if not name.startswith("class_rans")), *_TO_ENCODE)
-    return (_FIRST, *TO_DECODE, *_TO_ENCODE_SMALL, *_TO_ENCODE)
+    return _TO_ENCODE if level != _SMALL else (*_TO_ENCODE[:2], *_TO_ENCODE_SMALL, *_TO_ENCODE[2:])
 
 
 def _kernel(name: str) -> Any:
@@ -145,7 +147,8 @@ class _Ahead:
                 if name in self._waiting:
                     self._waiting.remove(name)
                 begun = self._begun.get(name)
-                other = self._waiting.pop() if begun is not None and not begun.is_set() and self._waiting else None
+                may_take = begun is not None and not begun.is_set() and self._waiting and self._waiting[-1] not in _LONGER_THAN_A_WAIT
+                other = self._waiting.pop() if may_take else None
             if begun is None:
                 return False
             if other is None:

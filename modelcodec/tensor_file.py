@@ -147,7 +147,7 @@ class TensorFile:
         return self._strided(place)
 
     def get_tensors(self) -> dict[str, Any]:
-        """All tensors, in the source's order: what `get_tensor` gives for each. Their frames are decoded several at a time, and views on one short storage once."""
+        """All tensors, in the source's order: what `get_tensor` gives for each. Frames are decoded several at a time, a short storage once for its views."""
         whole: dict[int, _Views] = {}
         for name, place in self._tensors.items():
             if place.strides is None or (is_row_major(place.spec.shape, place.strides) and self._source.resolve(place.entry).n_frames == 1):
