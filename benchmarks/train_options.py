@@ -14,12 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.train import LEVEL, RESNET, Effort, Problem, Row, checkpoint_of, images, problems, read_rows, slug, trained, write_rows
+from benchmarks.train import LENET, LEVEL, RESNET, Effort, Problem, Row, checkpoint_of, images, problems, read_rows, slug, trained, write_rows
 from modelcodec.fit.training.loop import scored
 
 OPTIONS = (
     Row(RESNET, "lsq(3)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "lsq(3)", "", (0, 0), 20, 3e-4),
+    Row(RESNET, "unification(4, 16, 0.5)", "", (0, 0), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5, 0.001)", "", (0, 0), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5, 0.0001)", "", (0, 0), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5, 0.00001)", "", (0, 0), 20, 1e-3),
+    Row(LENET, "unification(4, 16, 0.5)", "", (0, 0), 20, 1e-3),
+    Row(LENET, "unification(4, 16, 0.5, 0.001)", "", (0, 0), 20, 1e-3),
+    Row(RESNET, "self_compressing(0.5)", "", (0, 0), 20, 1e-3),
+    Row(RESNET, "self_compressing(0.5)", "", (0, 0), 20, 3e-4),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from digits import accuracy, check_method, digits_task  # noqa: E402
+from digits import accuracy, check_method, digits_task, perceptron  # noqa: E402
 
 from modelcodec.errors import BadRecipe  # noqa: E402
 from modelcodec.fit.training import parse_method  # noqa: E402
@@ -69,6 +69,20 @@ def test_weights_up_to_the_edge_are_zero_and_others_on_steps_of_the_scale() -> N
 def test_a_higher_ratio_is_a_smaller_file(tmp_path: Path) -> None:
     sizes = [train(digits_task(epochs=1), L2(ratio, distill=0.0)).save(tmp_path / f"{ratio}").n_bytes_coded for ratio in (6.0, 12.0, 24.0)]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_the_ratio_is_met_while_there_is_time_to_adapt() -> None:
+    training = L2(20.0).begin(perceptron())
+    transforms = [transform for _, transform in training.transforms]
+    with torch.no_grad():
+        for transform in transforms:
+            transform.log_scale -= 2
+            transform.log_edge -= 2
+    fine = [float(transform.log_scale) for transform in transforms]
+    training.after_step(0.5)
+    assert [float(transform.log_scale) for transform in transforms] == fine
+    training.after_step(0.6)
+    assert all(float(transform.log_scale) > before for transform, before in zip(transforms, fine, strict=True))
 
 
 def test_bad_options_are_refused() -> None:

@@ -9,8 +9,9 @@ place of steps, so that a weight near the border of an interval counts for both 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ _FINEST = 1 << 11
 _MOST_COARSER = 16.0
 """The logarithm of the largest factor on steps: everything is zero long before."""
 _HALVINGS = 16
+_FORCED_FROM, _FORCED_TIMES = 0.5, 10
+"""The share of the training from which on the ratio is met by force where it is not, so that what follows can adapt, and how often."""
 
 
 def counted_bits(x: Tensor) -> Tensor:
@@ -115,7 +118,7 @@ class Transformed(Training):
 
     def __init__(self, model: nn.Module, method: L2) -> None:
         super().__init__(model)
-        self._method = method
+        self._method, self._forced = method, 0
         self._distillation = Distill(method.distill).begin(model) if method.distill else None
         self.transforms: list[tuple[Weight, Transform]] = []
         weights = chosen_weights(model, method.exact, embeddings=True)
@@ -136,6 +139,18 @@ class Transformed(Training):
         price = torch.where(bits.detach() > self._most_bits, self._method.price, _MET * self._method.price)
         loss = price * bits
         return loss if self._distillation is None else loss + self._distillation.penalty()
+
+    def after_step(self, done: float) -> None:
+        times = int((done - _FORCED_FROM) / (1 - _FORCED_FROM) * _FORCED_TIMES)
+        if self._forced < times < _FORCED_TIMES:
+            self._coarsen()
+            self._forced = times
+
+    def state(self) -> dict[str, Any]:
+        return {"forced": self._forced}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._forced = state["forced"]
 
     def harden(self) -> Planned:
         if self._distillation is not None:
