@@ -112,11 +112,11 @@ ROWS = (
     Row(RESNET, "filter_norm(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "filter_norm(0.55) | orthogonal(0.001)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "group_lasso(0.0001)", "filters({})", (0.99, 0.05), 20, 1e-3),
-    Row(RESNET, "supermask(0.5)", _ROUNDING, (0.05, 8.0), 30, 3e-2),
+    Row(RESNET, "supermask(0.5)", _ROUNDING, (0.05, 8.0), 120, 3e-2),
     Row(RESNET, "hypersparse(0.7)", "prune({}, true)", (0.999, 0.1), 20, 1e-3),
     Row(RESNET, "coded_size(1e-6, 0.1)", "trellis({})", (1.0, 0.001), 20, 1e-3),
     Row(RESNET, "self_compressing(0.5)", _ROUNDING, (0.3, 8.0), 20, 3e-4),
-    Row(RESNET, "unification(4, 16, 0.5, 0.001)", "blocks(0.5, 1, 4) | kmeans({})", (2, 256), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5)", "blocks(0.5, 1, 4) | kmeans({})", (2, 256), 20, 1e-3),
     Row(RESNET, "hrel(0.55)", "filters({})", (0.99, 0.05), 20, 1e-3),
     Row(RESNET, "pranc(10000)", _ROUNDING, (0.05, 8.0), 60, 3e-2),
 )

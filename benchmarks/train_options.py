@@ -20,11 +20,11 @@ from modelcodec.fit.training.loop import scored
 OPTIONS = (
     Row(RESNET, "lsq(3)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "lsq(3)", "", (0, 0), 20, 3e-4),
-    Row(RESNET, "unification(4, 16, 0.5)", "", (0, 0), 20, 1e-3),
+    Row(RESNET, "unification(4, 16, 0.5, 0.01)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "unification(4, 16, 0.5, 0.001)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "unification(4, 16, 0.5, 0.0001)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "unification(4, 16, 0.5, 0.00001)", "", (0, 0), 20, 1e-3),
-    Row(LENET, "unification(4, 16, 0.5)", "", (0, 0), 20, 1e-3),
+    Row(LENET, "unification(4, 16, 0.5, 0.01)", "", (0, 0), 20, 1e-3),
     Row(LENET, "unification(4, 16, 0.5, 0.001)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "self_compressing(0.5)", "", (0, 0), 20, 1e-3),
     Row(RESNET, "self_compressing(0.5)", "", (0, 0), 20, 3e-4),

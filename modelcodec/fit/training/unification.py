@@ -33,7 +33,7 @@ class Unification(Method):
     block: int = 4
     magnitudes: int = 16
     share: float = 0.0
-    strength: float = 1e-2
+    strength: float = 1e-3
     updates: int = 20
     project_at: float = 0.5
 
