@@ -120,7 +120,8 @@ def compress_view(
     """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`; tensors of `fitted` as it has them; others as what they
     changed in `base` where that is smaller.
 
-    memory: eight frames a thread, the skeleton, and up to 64 MiB for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
+    memory: eight frames a thread, twenty where nothing shrinks, the skeleton, and up to 64 MiB for sources up to that size.
+    Raises OSError; ModelCodecError where the read-back differs.
     """
     chosen = base.chosen(source, checkpoint.extents)
     settings = replace(settings, recipe=Recipe((*(Rule(escape(name), plan=tensor.plan) for name, tensor in fitted.tensors.items()), *settings.recipe.rules)))
