@@ -65,7 +65,7 @@ def compress(
     smaller, and restoring needs the base again. `progress`: called with bytes done and bytes in all.
 
     The source is never changed. The destination appears complete or not at all. The bytes do not depend on `threads`.
-    memory: two frames a thread, the skeleton, and 64 MiB for sources up to 64 MiB.
+    memory: eight frames a thread, twenty where nothing shrinks, the skeleton, and 64 MiB for sources up to 64 MiB.
     raises: BadRecipe, UnsafeInput, FileExistsError (without `overwrite`), OSError.
     """
     from modelcodec.compression import compress_view

@@ -52,22 +52,22 @@ of_thread = _Arenas()
 
 
 class Buffers:
-    """Buffers of one size that several threads take and give back; larger ones are made when asked for and not kept."""
+    """Buffers of a few sizes that several threads take and give back; larger ones are made when asked for and not kept."""
 
-    def __init__(self, n_bytes: int) -> None:
-        self._n_bytes = n_bytes
-        self._spare: deque[Array] = deque()
+    def __init__(self, *sizes: int) -> None:
+        self._spare: dict[int, deque[Array]] = {n_bytes: deque() for n_bytes in sorted(sizes)}
 
     def take(self, n: int) -> Array:
         """A buffer (u1) of at least n bytes, of any contents."""
-        if n > self._n_bytes:
-            return np.empty(n, np.uint8)
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return np.empty(self._n_bytes, np.uint8)
+        for n_bytes, spare in self._spare.items():
+            if n <= n_bytes:
+                try:
+                    return spare.pop()
+                except IndexError:
+                    return np.empty(n_bytes, np.uint8)
+        return np.empty(n, np.uint8)
 
     def give(self, buffer: Array) -> None:
         """The buffer, which `take` gave, may be overwritten from now on."""
-        if buffer.size == self._n_bytes:
-            self._spare.append(buffer)
+        if buffer.size in self._spare:
+            self._spare[buffer.size].append(buffer)

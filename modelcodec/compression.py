@@ -46,8 +46,8 @@ IN_MEMORY_BYTES = 64 << 20
 """Sources up to this size are coded in memory, so that header and directory take exactly the place they need; larger ones go straight to the file."""
 
 SAMPLE_BYTES = 1024
-_BUFFER_BYTES = 4 * LIMITS.frame_bytes
-"""Room for an encoded frame, and for a batch of them while it is encoded."""
+_BUFFER_BYTES = 2 * LIMITS.frame_bytes, 4 * LIMITS.frame_bytes
+"""Room for an encoded frame, and for a batch of them while it is encoded; one size for both would cost memory, which comes in large pages."""
 _BATCH_BYTES = {
     (False, False): 4 * LIMITS.frame_bytes,
     (False, True): 2 * LIMITS.frame_bytes,
@@ -55,6 +55,8 @@ _BATCH_BYTES = {
     (True, True): 2 * LIMITS.frame_bytes,
 }
 """(straight to the file, several threads) -> frames that are encoded in one call, together; large ones come alone where there is no room for two."""
+_BATCH_JOBS = 1024
+"""So many of them at most: each has some KiB of head and table, however short it is."""
 _SHORT_WRITE = 1 << 16
 """Shorter pieces are written together."""
 
@@ -118,7 +120,8 @@ def compress_view(
     """Write the container of `source`, laid out as `checkpoint` says, to the empty seekable `file`; tensors of `fitted` as it has them; others as what they
     changed in `base` where that is smaller.
 
-    memory: six frames a thread beside the skeleton; up to 64 MiB more for sources up to that size. Raises OSError; ModelCodecError where the read-back differs.
+    memory: eight frames a thread, twenty where nothing shrinks, the skeleton, and up to 64 MiB for sources up to that size.
+    Raises OSError; ModelCodecError where the read-back differs.
     """
     chosen = base.chosen(source, checkpoint.extents)
     settings = replace(settings, recipe=Recipe((*(Rule(escape(name), plan=tensor.plan) for name, tensor in fitted.tensors.items()), *settings.recipe.rules)))
@@ -128,7 +131,7 @@ def compress_view(
     body = file if reserve else _Kept()
     writer = Writer(cast(BinaryIO, body), [p.item for p in pieces], checkpoint.metadata, reserve=reserve, bases=chosen.names)
     ticks = _Ticks(progress, len(source))
-    buffers = Buffers(_BUFFER_BYTES) if reserve else None
+    buffers = Buffers(*_BUFFER_BYTES) if reserve else None
     group_frames = settings.group_frames
     # Groups of several frames wait in smaller numbers: they are larger.
     ahead = 2 * settings.threads if group_frames == 1 else settings.threads + 1
@@ -257,11 +260,11 @@ def _jobs(pieces: Sequence[_Piece], group_frames: int) -> Iterator[_Job]:
 
 
 def _batches(jobs: Iterable[_Job], n_bytes: int) -> Iterator[list[_Job]]:
-    """Jobs that are done together, up to so many bytes unless it is one alone."""
+    """Jobs that are done together, up to so many bytes unless it is one alone, and never too many."""
     batch: list[_Job] = []
     size = 0
     for job in jobs:
-        if batch and size + len(job.data) > n_bytes:
+        if batch and (size + len(job.data) > n_bytes or len(batch) == _BATCH_JOBS):
             yield batch
             batch, size = [], 0
         batch.append(job)
@@ -284,10 +287,13 @@ def _encode_batch(batch: Sequence[_Job], settings: Settings, buffers: Buffers | 
     for width, of_width in unplanned.items():
         if of_width:
             run = usual_frames.encode(list(of_width.values()), width, buffers)
-            used.append(run.buffer)
             coded = {k: frame for k, frame in zip(of_width, run.frames, strict=True) if isinstance(frame, frames.EncodedFrame)}
             if settings.verify and coded:
                 _read_back_run(batch, {k: of_width[k] for k in coded}, coded, width)
+            if coded:
+                used.append(run.buffer)
+            elif buffers is not None:  # nothing lies in it: others need not take another one
+                buffers.give(run.buffer)
             groups |= {k: EncodedGroup((frame,)) for k, frame in coded.items()}
             raw = [k for k, frame in zip(of_width, run.frames, strict=True) if frame is False]
             groups |= {k: _coded(batch[k], _words_of(batch[k]), PlannedGroup((RAW,), None), settings, buffers) for k in raw}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ def thread_count(threads: int | None) -> int:
     return os.cpu_count() or 1
 
 
-def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int, ahead: int | None = None) -> Iterator[Result]:
+def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], threads: int, ahead: int | None = None) -> Generator[Result, None, None]:
     """`work` on each job, results in the jobs' order; at most `ahead` (2 a thread) are under way or waiting. The output never depends on `threads`."""
     if threads == 1:
         for job in jobs:

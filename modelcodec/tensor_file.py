@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -166,15 +168,25 @@ class TensorFile:
     def _decode_entries(self, entries: Sequence[Entry]) -> Iterator[Array]:
         """The bytes of whole entries, one after the other."""
         holders = [self._source.resolve(entry) for entry in entries]
-        out = [self._new(entry, entry.spec.n_bytes) for entry in entries]
-        jobs = list(_jobs(holders, out))
-        runs = (run for of_job in ordered(self._source.decode_runs, jobs, min(self._threads, max(len(jobs), 1))) for run in of_job)
-        for entry, holder, data in zip(entries, holders, out, strict=True):
-            digests: list[int] = []
-            while len(digests) < holder.n_frames:
-                digests += next(runs)
-            container.check_tensor_digest(entry, digests, self._source.where)
-            yield data
+        out: deque[Array] = deque()
+        jobs = _jobs(holders, (self._made(entry, holder, out) for entry, holder in zip(entries, holders, strict=True)))
+        first = list(islice(jobs, self._threads))
+        # Closed here, since an error's traceback would keep it: whoever catches the error finds no thread at work.
+        with closing(ordered(self._source.decode_runs, chain(first, jobs), max(len(first), 1))) as decoded:
+            runs = chain.from_iterable(decoded)
+            for entry, holder in zip(entries, holders, strict=True):
+                digests: list[int] = []
+                while len(digests) < holder.n_frames:
+                    digests += next(runs)
+                container.check_tensor_digest(entry, digests, self._source.where)
+                yield out.popleft() if holder.n_frames else self._new(entry, 0)
+
+    def _made(self, entry: Entry, holder: Entry, out: deque[Array]) -> Array:
+        """Memory for an entry, noted in `out` if it has frames."""
+        data = self._new(entry, entry.spec.n_bytes)
+        if holder.n_frames:
+            out.append(data)
+        return data
 
     def whole_entry(self, name: str) -> tuple[container.Container, Entry] | None:
         """The container and the entry whose bytes a tensor is; None where it is a view on a storage. Raises KeyError."""
@@ -287,7 +299,7 @@ class _Views(NamedTuple):
     places: list[tuple[str, _Place]]
 
 
-def _jobs(holders: Sequence[Entry], out: Sequence[Array]) -> Iterator[list[tuple[Entry, int, Array]]]:
+def _jobs(holders: Iterable[Entry], out: Iterable[Array]) -> Iterator[list[tuple[Entry, int, Array]]]:
     """What a thread decodes at a time: frames of one entry with the number of the first and their place in `out`, or those of several short entries."""
     job: list[tuple[Entry, int, Array]] = []
     n_bytes = 0

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rows
+from safetensors.numpy import save_file
 
 import modelcodec
 
@@ -111,3 +113,20 @@ def test_a_frame_is_decoded_without_the_others(tmp_path: Path) -> None:
     """A slice of a large tensor takes memory for itself and a frame."""
     found = peaks(tmp_path, [128 * MB])
     assert found["slice 128 MB"] <= 24 * MB
+
+
+def measure_random(folder: Path) -> None:
+    """Peak of compressing what does not shrink, printed."""
+    words = np.random.default_rng(0).integers(0, 1 << 16, (96, 1 << 19), np.uint16)
+    save_file({"w": words[:8].view(np.float16)}, folder / "warm")
+    modelcodec.compress(folder / "warm", folder / "warm.mcodec", threads=THREADS)
+    save_file({"w": words.view(np.float16)}, folder / "random")
+    del words
+    print(peak_of(lambda: modelcodec.compress(folder / "random", folder / "random.mcodec", threads=THREADS)))
+
+
+def test_what_does_not_shrink_takes_twenty_frames_a_thread(tmp_path: Path) -> None:
+    script = f"import sys; sys.path[:0] = ['tests', '.']; from pathlib import Path; import test_memory; test_memory.measure_random(Path({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) <= 20 * THREADS * MB

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +358,48 @@ def test_entries_of_many_frames_are_not_decoded_with_others() -> None:
         tracemalloc.stop()
     assert all((tensor.view(np.uint16) == 1).all() for tensor in loaded.values())
     assert peak < 8 << 20
+
+
+def _long_entries(n: int, n_bytes: int) -> list[forge.Entry]:
+    return [forge.Entry(f"t{k}", (n_bytes,), data=bytes([k]) * n_bytes) for k in range(n)]
+
+
+def test_whoever_catches_an_error_finds_no_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback keeps the frames that it went through, but nothing that goes on."""
+    n_bytes, at_work, original = 9 << 20, 0, container.Container.decode_runs
+
+    def slow(self: container.Container, runs: Any) -> Any:
+        nonlocal at_work
+        at_work += 1
+        try:
+            if runs[0][0].name != "t0":
+                time.sleep(0.1)
+            return original(self, runs)
+        finally:
+            at_work -= 1
+
+    monkeypatch.setattr(container.Container, "decode_runs", slow)
+    first, *others = _long_entries(6, n_bytes)
+    data = forge.container([forge.skeleton(b""), replace(first, digest=5), *others], source_size=6 * n_bytes)
+    n_threads = threading.active_count()
+    with TensorFile.of_bytes(data, threads=3) as file, pytest.raises(CorruptFile, match="t0: the tensor's digest") as caught:
+        file.get_tensors()
+    assert caught.tb is not None
+    assert (at_work, threading.active_count()) == (0, n_threads)
+
+
+def test_memory_for_a_tensor_is_made_when_it_is_its_turn() -> None:
+    """What is planned ahead does not grow with the file: frames that many entries share are many."""
+    tree, n, n_same = forge.node(1, b"\1\0"), 4096, 60
+    entry = forge.coded("x", (2 * n,), 19, [(tree, b"", b"\1\0" * 2)] * n, 2)
+    same = [forge.Entry(f"y{k}", (2 * n,), 19, kind=forge.SAME, same=1, digest=entry.tensor_digest()) for k in range(n_same)]
+    data = forge.container([forge.skeleton(b""), entry, *same], source_size=(n_same + 1) * 4 * n)
+    tracemalloc.start()
+    try:
+        with TensorFile.of_bytes(data, threads=1) as file:
+            for tensor in file._decode_entries(file._source.tensors):
+                assert (tensor.view(np.uint16) == 1).all()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 << 20

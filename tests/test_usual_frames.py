@@ -104,6 +104,25 @@ def test_a_run_lies_in_a_buffer_that_serves_again(dtype: str) -> None:
     assert [bytes(frame.data) for frame in second.frames if isinstance(frame, frames.EncodedFrame)] == kept
 
 
+def test_buffers_of_two_sizes() -> None:
+    buffers = Buffers(100, 10)
+    small, large = buffers.take(7), buffers.take(11)
+    assert (small.size, large.size, buffers.take(101).size) == (10, 100, 101)
+    for buffer in (small, large, np.empty(101, np.uint8)):
+        buffers.give(buffer)
+    assert buffers.take(100) is large
+    assert buffers.take(10) is small
+    assert buffers.take(101).size == 101
+
+
+def test_a_batch_has_few_frames_however_short() -> None:
+    spec = _spec("BF16", 64)
+    jobs = [compression._Job(spec, memoryview(bytes(128)), 64, k, None) for k in range(2500)]
+    batches = list(compression._batches(jobs, 1 << 30))
+    assert [len(batch) for batch in batches] == [1024, 1024, 452]
+    assert [job for batch in batches for job in batch] == jobs
+
+
 def _source() -> memoryview:
     """A file of tensors of all kinds, some of several frames."""
     from safetensors.numpy import save
