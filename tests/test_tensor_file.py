@@ -390,7 +390,7 @@ def test_whoever_catches_an_error_finds_no_thread_at_work(monkeypatch: pytest.Mo
 
 def test_memory_for_a_tensor_is_made_when_it_is_its_turn() -> None:
     """What is planned ahead does not grow with the file: frames that many entries share are many."""
-    tree, n, n_same = forge.node(1, b"\1\0"), 4096, 60
+    tree, n, n_same = forge.node(1, b"\1\0"), 1024, 20
     entry = forge.coded("x", (2 * n,), 19, [(tree, b"", b"\1\0" * 2)] * n, 2)
     same = [forge.Entry(f"y{k}", (2 * n,), 19, kind=forge.SAME, same=1, digest=entry.tensor_digest()) for k in range(n_same)]
     data = forge.container([forge.skeleton(b""), entry, *same], source_size=(n_same + 1) * 4 * n)
@@ -402,4 +402,4 @@ def test_memory_for_a_tensor_is_made_when_it_is_its_turn() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 6 << 20
+    assert peak < 700_000
