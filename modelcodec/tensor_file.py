@@ -25,10 +25,8 @@ from modelcodec.views import check_repetition, gathered, is_row_major
 
 Framework = Literal["np", "numpy", "pt", "torch"]
 
-RUN_FRAMES, _RUN_ENTRIES, RUN_BYTES = 8, 64, 4 << 20
+RUN_FRAMES, _RUN_ENTRIES, _RUN_BYTES = 8, 64, 4 << 20
 """Frames of an entry that a thread decodes at a time; of short entries so many at most, or as many as have so many bytes."""
-_LEAST_RUN_FRAMES = 2
-"""A thread of its own is worth it for so many."""
 
 _NUMPY = {
     "BOOL": "bool",
@@ -238,8 +236,7 @@ class TensorFile:
             return [digest]
 
         numbers = range(start // step, -(-end // step))
-        n_run = min(max(-(-len(numbers) // self._threads), _LEAST_RUN_FRAMES), RUN_FRAMES)  # so that all threads have some of a tensor of few frames
-        runs = [numbers[k : k + n_run] for k in range(0, len(numbers), n_run)]
+        runs = [numbers[k : k + RUN_FRAMES] for k in range(0, len(numbers), RUN_FRAMES)]
         digests = [digest for run in ordered(decode, runs, min(self._threads, len(runs))) for digest in run]
         if len(numbers) == holder.n_frames:
             container.check_tensor_digest(entry, digests, self._source.where)
@@ -307,7 +304,7 @@ def _jobs(holders: Iterable[Entry], out: Iterable[Array]) -> Iterator[list[tuple
         step = holder.frame_words * holder.spec.dtype.word
         for first in range(0, holder.n_frames, RUN_FRAMES):
             run = data[first * step : (first + RUN_FRAMES) * step]
-            if job and (n_bytes + run.size > RUN_BYTES or len(job) == _RUN_ENTRIES):
+            if job and (n_bytes + run.size > _RUN_BYTES or len(job) == _RUN_ENTRIES):
                 yield job
                 job, n_bytes = [], 0
             job.append((holder, first, run))
