@@ -14,6 +14,7 @@ from statistics import median
 
 from benchmarks.corpus import gaussian
 from benchmarks.lossless import conditions, replace_block
+from modelcodec.pool import thread_count
 
 N_BYTES, QUICK_BYTES = 1000 << 20, 1 << 26
 ROUNDS = 9
@@ -61,6 +62,6 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
     lines += [f"| `{name}` | {sizes.get(name, n_bytes) / 1e6:,.0f} | {s:.2f} | {s / found[COPY]:.2f} |" for name, s in found.items()]
     print("\n".join(lines))
     if not quick:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = thread_count(None)
         replace_block(root / "docs" / "benchmarks.md", f"{conditions(threads)}\n\n" + "\n".join(lines), "file_to_file")
     return 0

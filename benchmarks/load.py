@@ -24,6 +24,7 @@ import modelcodec
 from benchmarks.corpus import gaussian
 from benchmarks.lossless import conditions, replace_block
 from benchmarks.peers import ZipNN
+from modelcodec.pool import thread_count
 
 N_BYTES, QUICK_BYTES = 2 << 30, 1 << 28
 ROUNDS = 7
@@ -215,6 +216,6 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
         block += f"\n\nFrom a source of {RATE / 1e9:g} GB/s:\n\n" + table(slow, best, "uncompressed, read into tensors")
     print(block)
     if not (quick or only):
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = thread_count(None)
         replace_block(root / "docs" / "benchmarks.md", f"{conditions(threads)}\n\n{block}", "load")
     return 0

@@ -26,6 +26,7 @@ from benchmarks.peers import PEERS, PeerRun, other_bytes
 from modelcodec.compression import Settings, compress_view
 from modelcodec.formats import container, identify
 from modelcodec.mapping import mapped
+from modelcodec.pool import thread_count
 from modelcodec.recipe import Recipe
 from modelcodec.restoration import restore
 
@@ -307,7 +308,7 @@ def conditions(threads: int) -> str:
 def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
     """Measure, print, write the results (not with `quick` or a choice of files). Returns 1 if a promise of size is broken."""
     keep_freed_memory()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = thread_count(None)
     folder = data_folder(root, data)
     if folder is None:
         print("No data folder (--data, $MODELCODEC_DATA or ../shared/data): only the example and the synthetic file are measured.", file=sys.stderr)

@@ -49,6 +49,7 @@ def commands(source: Path, folder: Path) -> dict[str, list[str]]:
 def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) -> int:
     """Measure the example, print, write the block (not with `quick`)."""
     from benchmarks.lossless import machine, replace_block
+    from modelcodec.pool import thread_count
 
     source = root / "examples" / "resnet20-cifar10.safetensors"
     first: dict[str, Taken] = {}
@@ -75,6 +76,6 @@ def run(root: Path, data: Path | None, only: Sequence[str] | None, quick: bool) 
         lines.append(f"| `{name}` | {' | '.join(f'{seconds:.2f}' for seconds in cells)} |")
     print("\n".join(lines))
     if not quick:
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        processors = thread_count(None)
         replace_block(root / "docs" / "benchmarks.md", f"{machine()}, {processors} processors, seconds.\n\n" + "\n".join(lines), "start")
     return 0

@@ -13,7 +13,7 @@ from modelcodec import frame as frames
 from modelcodec.errors import BadRecipe, CorruptFile, LimitExceeded, TruncatedFile, UnsupportedFile
 from modelcodec.formats import MARKER, OWN_PREFIX
 from modelcodec.formats.container_directory import read_directory, read_header, read_losses, read_views
-from modelcodec.formats.container_layout import LOSSES_ROLE, ORDINARY, SAME, SHARED_NUMBER, TENSOR_ROLE, VIEWS_ROLE, BaseTensor, Entry
+from modelcodec.formats.container_layout import LOSSES_ROLE, ORDINARY, SAME, SHARED_NUMBER, TENSOR_ROLE, VIEWS_ROLE, BaseTensor, Entry, tensor_digest
 from modelcodec.kernels.class_rans import Classes
 from modelcodec.kernels.memory import address_of
 from modelcodec.kernels.stored import copied
@@ -249,7 +249,7 @@ class _Together:
 
 
 def check_tensor_digest(entry: Entry, digests: Iterable[int], where: str) -> None:
-    if frames.CHECK_DIGESTS and entry.digest != frames.digest_of(b"".join([d.to_bytes(8, "little") for d in digests])):
+    if frames.CHECK_DIGESTS and entry.digest != tensor_digest(digests):
         raise CorruptFile(f"{where}: {entry.name}: the tensor's digest does not match its frames'; the file is damaged, fetch it again")
 
 

@@ -8,8 +8,6 @@ from math import inf
 from struct import unpack
 from typing import Any, NamedTuple
 
-import xxhash
-
 from modelcodec import frame as frames
 from modelcodec.errors import CorruptFile, LimitExceeded, UnsupportedFile
 from modelcodec.formats import FORMAT_IDS, MARKER, OWN_PREFIX
@@ -37,6 +35,7 @@ from modelcodec.formats.container_layout import (
     BaseTensor,
     Entry,
     full_frame_words,
+    identity_of,
 )
 from modelcodec.limits import LIMITS
 from modelcodec.types import DTYPE_BY_ID, U8, Loss, TensorSpec, View
@@ -155,8 +154,7 @@ def read_directory(directory: memoryview, buffer: memoryview, data: int, rows: l
     tail = reader.varint()
     reader.zeros()
     _check_roles(entries, tail, source_size, reader)
-    counted = b"".join(e.digest.to_bytes(8, "little") for e in entries if e.role in IDENTIFIED)
-    if frames.CHECK_DIGESTS and identity != xxhash.xxh3_128_intdigest(counted).to_bytes(16, "little"):
+    if frames.CHECK_DIGESTS and identity != identity_of(entry.digest for entry in entries if entry.role in IDENTIFIED):
         raise reader.corrupt("the identity does not match the tensors' digests")
     return Directory(tuple(entries), names[format_id], source_size, sha256, tail, bases)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
 
+import xxhash
+
+from modelcodec import frame as frames
 from modelcodec.formats import OWN_PREFIX
 from modelcodec.limits import LIMITS
 from modelcodec.types import DType, TensorSpec
@@ -95,3 +99,18 @@ class Entry(NamedTuple):
     def span(self, number: int) -> tuple[int, int]:
         """Where a coded frame's bytes lie in the container."""
         return self.start + self.frame_starts[number], self.start + self.frame_ends[number]
+
+
+def digests_bytes(digests: Iterable[int]) -> bytes:
+    """As they stand in the directory."""
+    return b"".join([digest.to_bytes(8, "little") for digest in digests])
+
+
+def tensor_digest(digests: Iterable[int]) -> int:
+    """That of an entry, from those of its frames."""
+    return frames.digest_of(digests_bytes(digests))
+
+
+def identity_of(digests: Iterable[int]) -> bytes:
+    """That of a container, from those of its entries whose roles are IDENTIFIED."""
+    return xxhash.xxh3_128_intdigest(digests_bytes(digests)).to_bytes(16, "little")

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any, BinaryIO
 
-import xxhash
-
 from modelcodec import frame as frames
 from modelcodec.formats import FORMAT_IDS, MARKER
 from modelcodec.formats.container_layout import (
@@ -29,6 +27,9 @@ from modelcodec.formats.container_layout import (
     TENSOR_ROLE,
     VERSION,
     BaseTensor,
+    digests_bytes,
+    identity_of,
+    tensor_digest,
 )
 from modelcodec.frame import EncodedFrame
 from modelcodec.limits import LIMITS
@@ -87,7 +88,7 @@ class Writer:
         start = self.position
         for piece in pieces:
             self._put(piece)
-        self._finish(ORDINARY, start, b"".join([d.to_bytes(8, "little") for d in digests]), digests)
+        self._finish(ORDINARY, start, digests_bytes(digests), digests)
 
     def same(self, index: int) -> None:
         """The next entry has the bytes of an earlier one."""
@@ -131,8 +132,7 @@ class Writer:
         return end - start
 
     def identity(self) -> bytes:
-        counted = [d.to_bytes(8, "little") for d, item in zip(self.digests, self.items, strict=True) if item.role in IDENTIFIED]
-        return xxhash.xxh3_128_intdigest(b"".join(counted)).to_bytes(16, "little")
+        return identity_of(digest for digest, item in zip(self.digests, self.items, strict=True) if item.role in IDENTIFIED)
 
     def prefix(self, source_size: int, source_format: str, tail: int, sha256: bytes | None) -> bytes:
         """Header and directory, to be written at the file's start (exactly `base` bytes where a place was reserved)."""
@@ -162,7 +162,7 @@ class Writer:
     def _finish(self, kind: int, start: int, row: bytes, digests: Sequence[int], digest: int | None = None, since: tuple[int, int] = (0, 1)) -> None:
         item = self.items[len(self.rows)]
         if digest is None:
-            digest = frames.digest_of(b"".join([d.to_bytes(8, "little") for d in digests]))
+            digest = tensor_digest(digests)
         spec = item.spec
         shape = b"".join([varint(n) for n in (len(spec.shape), *spec.shape)])
         gap = varint(item.gap) if item.role == TENSOR_ROLE else b""

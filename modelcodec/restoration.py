@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from modelcodec.arena import ALIGNMENT, Buffers
+from modelcodec.arena import Buffers
+from modelcodec.decoding_jobs import Run, decoding_jobs
 from modelcodec.errors import CorruptFile
 from modelcodec.formats import container
-from modelcodec.formats.container_layout import Entry
 from modelcodec.limits import LIMITS
 from modelcodec.pool import ordered
 from modelcodec.types import Array
 
 RUN_FRAMES = 2
 """Frames of an entry that a thread decodes at a time: side by side where the processor's arm can."""
-_JOB_BYTES, _JOB_RUNS = RUN_FRAMES * LIMITS.frame_bytes, 64
+_JOB_BYTES = RUN_FRAMES * LIMITS.frame_bytes
 """What it decodes of several entries at a time, at most."""
 
 Progress = Callable[[int, int], None]
@@ -27,16 +26,6 @@ class Sink(Protocol):
     """What restored bytes are written to, front to back."""
 
     def write(self, data: memoryview, /) -> object: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Frames of an entry from number `first` on, and the bytes of a buffer that they fill, from `at` on."""
-
-    entry: Entry
-    first: int
-    at: int
-    n_bytes: int
 
 
 def restore(source: container.Container, sink: Sink | None, threads: int, progress: Progress | None) -> None:
@@ -79,29 +68,12 @@ def _decoded(source: container.Container, threads: int) -> Iterator[tuple[memory
     """All tensors' bytes, front to back, each piece until the next one is asked for, and the digests of their frames."""
     buffers = Buffers(_JOB_BYTES)
 
-    def decode(job: Sequence[_Run]) -> tuple[Sequence[_Run], Array, list[list[int]]]:
+    def decode(job: Sequence[Run]) -> tuple[Sequence[Run], Array, list[list[int]]]:
         buffer = buffers.take(job[-1].at + job[-1].n_bytes)
         return job, buffer, source.decode_runs([(run.entry, run.first, buffer[run.at : run.at + run.n_bytes]) for run in job])
 
-    for job, buffer, digests in ordered(decode, _jobs(source), threads):
+    jobs = decoding_jobs((source.resolve(entry) for entry in source.tensors), RUN_FRAMES, _JOB_BYTES)
+    for job, buffer, digests in ordered(decode, jobs, threads):
         for run, of_run in zip(job, digests, strict=True):
             yield buffer.data[run.at : run.at + run.n_bytes], of_run
         buffers.give(buffer)
-
-
-def _jobs(source: container.Container) -> Iterator[Sequence[_Run]]:
-    """Runs that a thread decodes at a time: frames of one entry, or several short entries."""
-    job: list[_Run] = []
-    at = 0
-    for entry in source.tensors:
-        holder = source.resolve(entry)
-        step = holder.frame_words * holder.spec.dtype.word
-        for first in range(0, holder.n_frames, RUN_FRAMES):
-            n_bytes = min(RUN_FRAMES * step, holder.spec.n_bytes - first * step)
-            if job and (at + n_bytes > _JOB_BYTES or len(job) == _JOB_RUNS):
-                yield job
-                job, at = [], 0
-            job.append(_Run(holder, first, at, n_bytes))
-            at += -(-n_bytes // ALIGNMENT) * ALIGNMENT
-    if job:
-        yield job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import cache
 from itertools import chain, islice
@@ -16,6 +16,7 @@ import numpy as np
 from modelcodec import frame as frames
 from modelcodec.base import Found, read_container
 from modelcodec.base import Source as BaseSource
+from modelcodec.decoding_jobs import Run, decoding_jobs
 from modelcodec.errors import LimitExceeded, UnsupportedFile
 from modelcodec.formats import container
 from modelcodec.formats.container_layout import Entry
@@ -25,8 +26,8 @@ from modelcodec.views import check_repetition, gathered, is_row_major
 
 Framework = Literal["np", "numpy", "pt", "torch"]
 
-RUN_FRAMES, _RUN_ENTRIES, _RUN_BYTES = 8, 64, 4 << 20
-"""Frames of an entry that a thread decodes at a time; of short entries so many at most, or as many as have so many bytes."""
+RUN_FRAMES, _JOB_BYTES = 8, 4 << 20
+"""Frames of an entry that a thread decodes at a time, and bytes of several entries."""
 
 _NUMPY = {
     "BOOL": "bool",
@@ -166,8 +167,20 @@ class TensorFile:
     def _decode_entries(self, entries: Sequence[Entry]) -> Iterator[Array]:
         """The bytes of whole entries, one after the other."""
         holders = [self._source.resolve(entry) for entry in entries]
+        with_frames = (entry for entry, holder in zip(entries, holders, strict=True) if holder.n_frames)
         out: deque[Array] = deque()
-        jobs = _jobs(holders, (self._made(entry, holder, out) for entry, holder in zip(entries, holders, strict=True)))
+
+        def with_memory(job: Sequence[Run]) -> list[tuple[Entry, int, Array]]:
+            placed = []
+            for run in job:
+                if run.first == 0:
+                    entry = next(with_frames)
+                    out.append(self._new(entry, entry.spec.n_bytes))
+                at = run.first * run.entry.frame_words * run.entry.spec.dtype.word
+                placed.append((run.entry, run.first, out[-1][at : at + run.n_bytes]))
+            return placed
+
+        jobs = map(with_memory, decoding_jobs(holders, RUN_FRAMES, _JOB_BYTES))
         first = list(islice(jobs, self._threads))
         # Closed here, since an error's traceback would keep it: whoever catches the error finds no thread at work.
         with closing(ordered(self._source.decode_runs, chain(first, jobs), max(len(first), 1))) as decoded:
@@ -178,13 +191,6 @@ class TensorFile:
                     digests += next(runs)
                 container.check_tensor_digest(entry, digests, self._source.where)
                 yield out.popleft() if holder.n_frames else self._new(entry, 0)
-
-    def _made(self, entry: Entry, holder: Entry, out: deque[Array]) -> Array:
-        """Memory for an entry, noted in `out` if it has frames."""
-        data = self._new(entry, entry.spec.n_bytes)
-        if holder.n_frames:
-            out.append(data)
-        return data
 
     def whole_entry(self, name: str) -> tuple[container.Container, Entry] | None:
         """The container and the entry whose bytes a tensor is; None where it is a view on a storage. Raises KeyError."""
@@ -294,23 +300,6 @@ class _Views(NamedTuple):
 
     entry: Entry
     places: list[tuple[str, _Place]]
-
-
-def _jobs(holders: Iterable[Entry], out: Iterable[Array]) -> Iterator[list[tuple[Entry, int, Array]]]:
-    """What a thread decodes at a time: frames of one entry with the number of the first and their place in `out`, or those of several short entries."""
-    job: list[tuple[Entry, int, Array]] = []
-    n_bytes = 0
-    for holder, data in zip(holders, out, strict=True):
-        step = holder.frame_words * holder.spec.dtype.word
-        for first in range(0, holder.n_frames, RUN_FRAMES):
-            run = data[first * step : (first + RUN_FRAMES) * step]
-            if job and (n_bytes + run.size > _RUN_BYTES or len(job) == _RUN_ENTRIES):
-                yield job
-                job, n_bytes = [], 0
-            job.append((holder, first, run))
-            n_bytes += run.size
-    if job:
-        yield job
 
 
 class TensorSlice:
