@@ -250,7 +250,7 @@ def _next(frames, first, classed, bits, lanes_log2):
 @piece(types.void(int64[:, ::1], int64, int64, int64, int64[::1], int64))
 def _unpack_alike(frames, classed, bits, lanes_log2, statuses, work):
     """Decode the frames of one kind, each in a slot until it ends."""
-    side_by_side = 4 if lanes_log2 < 2 else 8 >> lanes_log2
+    side_by_side = _SIDE_BY_SIDE[lanes_log2]
     waiting = _next(frames, int64(0), classed, bits, lanes_log2)
     for j in range(side_by_side):
         _set(work + j * _SLOT_BYTES, _NUMBER, int64(_NONE))
